@@ -19,7 +19,7 @@ from typing import Any
 import shardwright as sw
 import torch
 from options import checkpoint, options
-from shardwright.cli.table import print_table
+from shardwright.cli.table import table
 from turns import seconds_in_turns
 from ways import read_limit, safetensors_files, touched_native
 
@@ -85,7 +85,7 @@ def print_result(result: dict[str, Any]) -> None:
         ("pinned, device bytes", f"{result['peak_staging_bytes']:,}, {result['peak_device_bytes']:,}"),
         ("batches", f"{result['device_batches']:,}"),
     ]
-    print_table(rows)
+    print(table(rows))
 
 
 if __name__ == "__main__":

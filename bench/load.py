@@ -20,7 +20,7 @@ from typing import Any
 import shardwright as sw
 import torch
 from options import checkpoint, options
-from shardwright.cli.table import print_table
+from shardwright.cli.table import table
 from shardwright.peak_memory import measure_peak_memory
 from turns import seconds_in_turns
 from ways import fill, read_limit, safetensors_copy, safetensors_files, touched_native
@@ -84,7 +84,7 @@ def print_result(result: dict[str, Any]) -> None:
         ("memory above destination, bytes", f"{result['memory_above_destination']:,}"),
         ("bytes needed, read", f"{result['bytes_needed']:,}, {result['bytes_read']:,}"),
     ]
-    print_table(rows)
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from shardwright import _core
-from shardwright.cli.table import print_columns
+from shardwright.cli.table import columns
 
 GROWTH = [64, 256, 1024, 4096, 16384]
 SAVES = 21  #: of which the first plans and the others repeat it
@@ -420,12 +420,12 @@ def print_report(result: dict[str, Any]) -> None:
         [row["what"], row["unit"], text(row["ours"]), text(row["at_most"]), text(row["torch"])]
         for row in result["figures"]
     ]
-    print_columns(heads, rows)
+    print("\n" + columns(heads, rows))
     for step, seconds in result.get("torch", {}).get("seconds_by_step", {}).items():
         print(f"torch: {step:<9} {seconds:8.2f} s")
     if "growth" not in result:
         return
-    print_columns(
+    print("\n" + columns(
         ["growth", "ranks", "shards", "seconds", "seconds a million shards", "MB", "GB"],
         [
             [
@@ -436,7 +436,7 @@ def print_report(result: dict[str, Any]) -> None:
             for name, of_name in result["growth"].items()
             for row in of_name
         ],
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def main() -> None:

@@ -244,10 +244,10 @@ def main() -> None:
     if chosen.json:
         print(json.dumps(facts))
     else:
-        from shardwright.cli.table import print_table
+        from shardwright.cli.table import table
 
         for kind in ("released", "distcp"):
-            print_table([(f"{kind}, from", chosen.server), *rows_of(facts[kind])])
+            print(table([(f"{kind}, from", chosen.server), *rows_of(facts[kind])]))
             print()
     released = facts["released"]
     fails = released["times_their_rate"]["obstore"] < 0.85 if not chosen.rate else released["of_line"] < 0.9

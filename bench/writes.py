@@ -24,7 +24,7 @@ from typing import Any
 import shardwright as sw
 import torch
 from options import checkpoint
-from shardwright.cli.table import print_table
+from shardwright.cli.table import table
 from shardwright.peak_memory import measure_peak_memory
 
 Way = Callable[[Path], object]
@@ -113,24 +113,26 @@ def tell(
         facts = {"state_bytes": bytes_of(state), "threads": chosen.threads, "runs": chosen.runs}
         print(json.dumps(facts | {"ways": taken, "ratios": ratios, "bounds": bounds}, indent=1))
     else:
-        print_table(
-            [
-                ("state bytes", f"{bytes_of(state):,}"),
-                ("threads, runs", f"{chosen.threads}, {chosen.runs}"),
-                ("way", "seconds, bytes written, bytes kept, bytes of memory above the state"),
-                *(
-                    (
-                        name,
-                        f"{figures['median']:.3f}, "
-                        + ", ".join(
-                            f"{figures[what]:,}" for what in ("bytes_written", "bytes_kept", "memory")
-                        ),
-                    )
-                    for name, figures in taken.items()
-                ),
-                *((what, f"{ratio:.2f}") for what, ratio in ratios.items()),
-                *((what, "yes" if met else "NO") for what, met in bounds.items()),
-            ]
+        print(
+            table(
+                [
+                    ("state bytes", f"{bytes_of(state):,}"),
+                    ("threads, runs", f"{chosen.threads}, {chosen.runs}"),
+                    ("way", "seconds, bytes written, bytes kept, bytes of memory above the state"),
+                    *(
+                        (
+                            name,
+                            f"{figures['median']:.3f}, "
+                            + ", ".join(
+                                f"{figures[what]:,}" for what in ("bytes_written", "bytes_kept", "memory")
+                            ),
+                        )
+                        for name, figures in taken.items()
+                    ),
+                    *((what, f"{ratio:.2f}") for what, ratio in ratios.items()),
+                    *((what, "yes" if met else "NO") for what, met in bounds.items()),
+                ]
+            )
         )
     if chosen.check and not all(bounds.values()):
         raise SystemExit(1)

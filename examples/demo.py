@@ -14,7 +14,7 @@ import shardwright as sw
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from shardwright.cli.table import print_table
+from shardwright.cli.table import table
 from shardwright.peak_memory import measure_peak_memory
 from shardwright.ranks.run import run_on_ranks
 from torch.distributed.device_mesh import init_device_mesh
@@ -38,12 +38,14 @@ def load_and_check(rank: int, path: str) -> None:
     dist.all_gather_object(both, rows)
     if rank == 0:
         first, second = (table or [] for table in both)
-        print_table([("", f"{'rank 0':>14}{'rank 1':>26}")])
-        print_table(
-            [
-                (what, f"{figure:>14}{other:>26}")
-                for (what, figure), (_, other) in zip(first, second, strict=True)
-            ]
+        print(table([("", f"{'rank 0':>14}{'rank 1':>26}")]))
+        print(
+            table(
+                [
+                    (what, f"{figure:>14}{other:>26}")
+                    for (what, figure), (_, other) in zip(first, second, strict=True)
+                ]
+            )
         )
     if wrong:
         raise SystemExit(f"rank {rank}: these tensors differ from the reference: {', '.join(wrong)}")

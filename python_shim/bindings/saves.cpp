@@ -176,7 +176,7 @@ py::list tensors_of(const Manifest& manifest) {
   py::list tensors;
   for (const StoredTensor& tensor : manifest.tensors) {
     tensors.append(py::make_tuple(tensor.name, tensor.dtype, tensor.safetensors_dtype, tensor.shape,
-                                  tensor.requires_grad, tensor.pin_memory));
+                                  tensor.requires_grad, tensor.pin_memory, tensor.element_bytes));
   }
   return tensors;
 }
@@ -194,8 +194,9 @@ py::list chunks_of(const Manifest& manifest, std::size_t tensor) {
 void bind_manifest(py::module_& m) {
   m.attr("manifest_name") = manifest_name;
   py::class_<Manifest>(m, "Manifest", "See storage/format/manifest.h.")
-      .def_property_readonly("tensors", &tensors_of,
-                             "(name, dtype, safetensors dtype, shape, requires_grad, pin_memory).")
+      .def_property_readonly(
+          "tensors", &tensors_of,
+          "(name, dtype, safetensors dtype, shape, requires_grad, pin_memory, bytes of an element).")
       .def_property_readonly(
           "files",
           [](const Manifest& manifest) {
@@ -306,6 +307,7 @@ void bind_steps(py::module_& m) {
       },
       py::arg("directory"), py::call_guard<py::gil_scoped_release>(),
       "(order, a line for each step that is not known): see storage/jobs/save_order.h.");
+  m.def("step_of", &step_of, py::arg("directory"), "See storage/jobs/save_checkpoint.h.");
   m.def("step_path", &step_path, py::arg("root"), py::arg("step"), py::call_guard<py::gil_scoped_release>(),
         "See storage/jobs/save_checkpoint.h.");
   m.def(

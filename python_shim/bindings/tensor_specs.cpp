@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/dtype.h"
+#include "planner/geometry/box.h"
 #include "planner/names/tensor_spec.h"
 #include "python_shim/bindings/bindings.h"
 #include "storage/device/device_calls.h"
@@ -86,6 +88,10 @@ void bind_specs(py::module_& m) {
       .def_property_readonly("dtype", [](const TensorSpec& spec) { return std::string(name_of(spec.dtype)); })
       .def_readonly("global_shape", &TensorSpec::global_shape)
       .def_readonly("local_shape", &TensorSpec::local_shape)
+      .def_property_readonly(
+          "local_bytes",
+          [](const TensorSpec& spec) { return volume(spec.local_shape) * bits_of(spec.dtype) / 8; },
+          "That this rank holds of it.")
       .def_readonly("boxes", &TensorSpec::boxes);
   m.def("local_boxes", &local_boxes, py::arg("global_shape"), py::arg("mesh_shape"), py::arg("coordinate"),
         py::arg("placements"));

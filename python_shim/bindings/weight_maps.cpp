@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -26,7 +27,16 @@ namespace shardwright {
 void bind_weight_map(py::module_& m) {
   py::class_<WeightMap, std::shared_ptr<WeightMap>>(m, "WeightMap")
       .def_readonly("family", &WeightMap::family)
-      .def_readonly("layout", &WeightMap::layout);
+      .def_readonly("layout", &WeightMap::layout)
+      .def_property_readonly(
+          "packed_weights",
+          [](const WeightMap& map) {
+            std::map<std::string, std::string> weight_of;
+            if (!map.packed) return weight_of;
+            for (const auto& [name, tensor] : map.packed->tensors) weight_of.emplace(name, tensor.weight);
+            return weight_of;
+          },
+          "{codes or companion: the weight that they are of}, of what as_packed() has held packed.");
   m.def(
       "weight_map",
       [](const Catalog& catalog, const std::string& model, const std::string& layout) {

@@ -22,109 +22,73 @@ from typing import TYPE_CHECKING, Any
 
 from shardwright._core import CheckpointFormatError, PlanError, __version__
 
+# What type checkers and editors read in place of the table below.
 if TYPE_CHECKING:
-    from shardwright.catalog import generate, read_catalog, request_list
-    from shardwright.checkpoints import latest, verify
-    from shardwright.converting import convert
-    from shardwright.dcp.load_planner import LoadPlanner
-    from shardwright.dcp.save_planner import SavePlanner
-    from shardwright.dcp.sharded_reader import ShardedStorageReader
-    from shardwright.dcp.sharded_writer import ShardedStorageWriter
-    from shardwright.dcp.storage_reader import HuggingFaceStorageReader
-    from shardwright.dcp.storage_writer import HuggingFaceStorageWriter
-    from shardwright.exporting import export, quantizations
-    from shardwright.handover.apply_pieces import AppliedPieces, TensorPart, apply_pieces
-    from shardwright.handover.engine import EnginePart, EngineTensor
-    from shardwright.handover.piece import Piece
-    from shardwright.handover.piece_sums import PieceSums
-    from shardwright.handover.pieces import pieces
-    from shardwright.handover.refit import RefitPlan, RefitReport, refit, refit_plan
-    from shardwright.loading import load
-    from shardwright.lora.load import LoraReport, load_lora
-    from shardwright.lora.save import save_lora
-    from shardwright.native import empty_state_dict
-    from shardwright.report import LoadReport, SaveReport
-    from shardwright.saving import PendingSave, save
+    from shardwright.catalog import generate as generate
+    from shardwright.catalog import read_catalog as read_catalog
+    from shardwright.catalog import request_list as request_list
+    from shardwright.checkpoints import latest as latest
+    from shardwright.checkpoints import verify as verify
+    from shardwright.converting import convert as convert
+    from shardwright.dcp.load_planner import LoadPlanner as LoadPlanner
+    from shardwright.dcp.save_planner import SavePlanner as SavePlanner
+    from shardwright.dcp.sharded_reader import ShardedStorageReader as ShardedStorageReader
+    from shardwright.dcp.sharded_writer import ShardedStorageWriter as ShardedStorageWriter
+    from shardwright.dcp.storage_reader import HuggingFaceStorageReader as HuggingFaceStorageReader
+    from shardwright.dcp.storage_writer import HuggingFaceStorageWriter as HuggingFaceStorageWriter
+    from shardwright.exporting import export as export
+    from shardwright.exporting import quantizations as quantizations
+    from shardwright.handover.apply_pieces import AppliedPieces as AppliedPieces
+    from shardwright.handover.apply_pieces import TensorPart as TensorPart
+    from shardwright.handover.apply_pieces import apply_pieces as apply_pieces
+    from shardwright.handover.engine import EnginePart as EnginePart
+    from shardwright.handover.engine import EngineTensor as EngineTensor
+    from shardwright.handover.piece import Piece as Piece
+    from shardwright.handover.piece_sums import PieceSums as PieceSums
+    from shardwright.handover.pieces import pieces as pieces
+    from shardwright.handover.refit import RefitPlan as RefitPlan
+    from shardwright.handover.refit import RefitReport as RefitReport
+    from shardwright.handover.refit import refit as refit
+    from shardwright.handover.refit import refit_plan as refit_plan
+    from shardwright.loading import load as load
+    from shardwright.lora.load import LoraReport as LoraReport
+    from shardwright.lora.load import load_lora as load_lora
+    from shardwright.lora.save import save_lora as save_lora
+    from shardwright.native import empty_state_dict as empty_state_dict
+    from shardwright.report import LoadReport as LoadReport
+    from shardwright.report import SaveReport as SaveReport
+    from shardwright.saving import PendingSave as PendingSave
+    from shardwright.saving import save as save
 
-__all__ = [
-    "EnginePart",
-    "EngineTensor",
-    "CheckpointFormatError",
-    "HuggingFaceStorageReader",
-    "HuggingFaceStorageWriter",
-    "LoadPlanner",
-    "LoadReport",
-    "PendingSave",
-    "AppliedPieces",
-    "Piece",
-    "PieceSums",
-    "TensorPart",
-    "apply_pieces",
-    "LoraReport",
-    "PlanError",
-    "RefitPlan",
-    "RefitReport",
-    "SavePlanner",
-    "SaveReport",
-    "ShardedStorageReader",
-    "ShardedStorageWriter",
-    "__version__",
-    "convert",
-    "empty_state_dict",
-    "export",
-    "generate",
-    "latest",
-    "load",
-    "load_lora",
-    "pieces",
-    "quantizations",
-    "read_catalog",
-    "refit",
-    "refit_plan",
-    "request_list",
-    "save",
-    "verify",
-    "save_lora",
-]
-
-# Imported when first asked for: torch takes seconds to import, and looking at a checkpoint does not need it.
-_MODULE_OF = {
-    "EnginePart": "handover.engine",
-    "EngineTensor": "handover.engine",
-    "RefitPlan": "handover.refit",
-    "RefitReport": "handover.refit",
-    "refit": "handover.refit",
-    "refit_plan": "handover.refit",
-    "HuggingFaceStorageReader": "dcp.storage_reader",
-    "HuggingFaceStorageWriter": "dcp.storage_writer",
-    "LoadPlanner": "dcp.load_planner",
-    "LoadReport": "report",
-    "PendingSave": "saving",
-    "AppliedPieces": "handover.apply_pieces",
-    "Piece": "handover.piece",
-    "PieceSums": "handover.piece_sums",
-    "TensorPart": "handover.apply_pieces",
-    "apply_pieces": "handover.apply_pieces",
-    "ShardedStorageReader": "dcp.sharded_reader",
-    "ShardedStorageWriter": "dcp.sharded_writer",
-    "LoraReport": "lora.load",
-    "SavePlanner": "dcp.save_planner",
-    "SaveReport": "report",
-    "convert": "converting",
-    "empty_state_dict": "native",
-    "export": "exporting",
-    "generate": "catalog",
-    "latest": "checkpoints",
-    "load": "loading",
-    "load_lora": "lora.load",
-    "pieces": "handover.pieces",
-    "quantizations": "exporting",
-    "read_catalog": "catalog",
-    "request_list": "catalog",
-    "save": "saving",
-    "verify": "checkpoints",
-    "save_lora": "lora.save",
+#: Public names by module. A module is imported when a name of it is first asked for: torch takes seconds to import, and
+#: looking at a checkpoint does not need it.
+_NAMES = {
+    "catalog": ("generate", "read_catalog", "request_list"),
+    "checkpoints": ("latest", "verify"),
+    "converting": ("convert",),
+    "dcp.load_planner": ("LoadPlanner",),
+    "dcp.save_planner": ("SavePlanner",),
+    "dcp.sharded_reader": ("ShardedStorageReader",),
+    "dcp.sharded_writer": ("ShardedStorageWriter",),
+    "dcp.storage_reader": ("HuggingFaceStorageReader",),
+    "dcp.storage_writer": ("HuggingFaceStorageWriter",),
+    "exporting": ("export", "quantizations"),
+    "handover.apply_pieces": ("AppliedPieces", "TensorPart", "apply_pieces"),
+    "handover.engine": ("EnginePart", "EngineTensor"),
+    "handover.piece": ("Piece",),
+    "handover.piece_sums": ("PieceSums",),
+    "handover.pieces": ("pieces",),
+    "handover.refit": ("RefitPlan", "RefitReport", "refit", "refit_plan"),
+    "loading": ("load",),
+    "lora.load": ("LoraReport", "load_lora"),
+    "lora.save": ("save_lora",),
+    "native": ("empty_state_dict",),
+    "report": ("LoadReport", "SaveReport"),
+    "saving": ("PendingSave", "save"),
 }
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = ["CheckpointFormatError", "PlanError", "__version__", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:

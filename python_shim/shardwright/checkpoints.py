@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from pathlib import Path
 from typing import Any, overload
@@ -13,9 +12,6 @@ from shardwright.local_path import location, shown, whole_number
 from shardwright.progress import counters_of
 from shardwright.remote import steps as remote_steps
 from shardwright.remote.address import address_of, is_address
-
-#: What the folder of a training step is called; with zeros before the number, or without.
-STEP_NAME = re.compile(r"step-(\d+)")
 
 
 def step_path(root: str | os.PathLike[str], step: int) -> Path | str:

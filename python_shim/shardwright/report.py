@@ -20,7 +20,7 @@ def _row_of_rounded(rounded: dict[str, str]) -> list[tuple[str, str]]:
     return _row_of("rounded", [f"{name}: {cast}" for name, cast in rounded.items()])
 
 
-def _figures_of(core: Any, report: type[Any]) -> dict[str, Any]:
+def figures_of(core: Any, report: type[Any]) -> dict[str, Any]:
     """What the engine's report has under the names of this one."""
     names = {one.name for one in dataclasses.fields(report)} - {"seconds", "rounded", "codes_alone"}
     return {name: getattr(core, name) for name in sorted(names) if hasattr(core, name)}
@@ -90,7 +90,7 @@ class LoadReport:
         }
         if core.together_seconds == 0:
             del seconds["together"]
-        figures = _figures_of(core, cls)
+        figures = figures_of(core, cls)
         return cls(**figures, seconds=seconds, rounded=rounded, cooperation=cooperation)
 
     @property
@@ -182,7 +182,7 @@ class SaveReport:
             "sync": core.sync_seconds,
             "total": total_seconds,
         }
-        return cls(**_figures_of(core, cls), seconds=seconds, rounded=dict(core.rounded))
+        return cls(**figures_of(core, cls), seconds=seconds, rounded=dict(core.rounded))
 
     def rows(self) -> list[tuple[str, str]]:
         """The report as (what, figure) rows for a table."""

@@ -13,7 +13,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.futures import Future
 
-from shardwright.checkpoints import STEP_NAME, step_path
+from shardwright import _core
+from shardwright.checkpoints import step_path
 from shardwright.dcp.flat_state import expect_state_dict
 from shardwright.dcp.run_save import quietly_alone, run_save
 from shardwright.dcp.save_planner import SavePlanner
@@ -142,7 +143,7 @@ def save(
         if planner is not None and not hasattr(planner, "set_up_planner"):
             raise ValueError(f"planner is {planner!r}; expected a save planner of DCP, or None")
         place = lasting_place(path)
-        if keep_last is not None and step is None and not STEP_NAME.fullmatch(os.path.basename(place)):
+        if keep_last is not None and step is None and _core.step_of(place) is None:
             raise ValueError(
                 "keep_last says how many steps to keep: expected step as well, or a path such as training/step-7, "
                 f"found {place}"

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TypeVar
 from xml.sax.saxutils import escape
 
-from shardwright.remote.open_stores import close_stores
+from shardwright.remote import open_stores
 
 
 @dataclass(frozen=True)
@@ -373,7 +373,8 @@ def running(objects: Server, handler: type[Handler]) -> Iterator[Server]:
     try:
         yield objects
     finally:
-        close_stores()  # or each test would leave some 50 connections
+        for address in list(open_stores._open):
+            open_stores.reopen_store(address)  # or each test would leave some 50 connections
         server.shutdown()
         server.server_close()
         thread.join()

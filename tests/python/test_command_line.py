@@ -108,6 +108,16 @@ def test_plan_says_what_a_rank_holds_where_weights_stay_packed(tmp_path: Path):
     assert experts in explained and "w1.weight_scale" in explained
 
 
+def test_plan_tells_scales_of_activations_from_what_is_not_packed(tmp_path: Path):
+    sw.generate(tmp_path / "from", family="qwen3_5_moe", form="nvfp4", layout_only=True)
+    state = sw.empty_state_dict(tmp_path / "from", dtype="packed")
+    facts = json.loads(output_of("plan", tmp_path / "from", "--packed", "--json"))
+    held = {(of["holds"], of["dtype"]): (of["tensors"], of["bytes"]) for of in facts["packed"]}
+    scales = [tensor for name, tensor in state.items() if name.endswith(".input_scale")]
+    assert scales and held["input_scale", "F32"] == (len(scales), sum(tensor.nbytes for tensor in scales))
+    assert ("not packed", "F32") not in held
+
+
 @pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.ranks)])
 def test_load_loads_on_one_rank_and_on_two(ranks: str, tiny: Path):
     text = output_of("load", tiny, *([] if ranks == "1" else ["--ranks", ranks]))

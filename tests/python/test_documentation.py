@@ -4,6 +4,7 @@ Run are all blocks of Python and of shell, but those below a comment `<!-- not r
 title is kept as the file of that name; the others are one session of Python. `...` in a line of shell is not allowed.
 """
 
+import ast
 import os
 import re
 import subprocess
@@ -104,6 +105,13 @@ def test_every_public_name_is_in_the_reference():
     pages = "".join(page.read_text() for page in (TREE / "docs" / "reference").glob("*.md"))
     listed = re.findall(r"^::: shardwright\.(\w+)$", pages, re.MULTILINE)
     assert sorted(listed) == sorted(name for name in sw.__all__ if name != "__version__")
+
+
+def test_type_checkers_see_each_public_name_where_python_finds_it():
+    module = ast.parse(Path(sw.__file__).read_text())
+    checked = next(node for node in module.body if isinstance(node, ast.If))
+    seen = {one.names[0].asname: one.module for one in checked.body}
+    assert seen == {name: f"shardwright.{module}" for name, module in sw._MODULE_OF.items()}
 
 
 def row_of_family(one: dict) -> str:

@@ -1,10 +1,13 @@
 """Saves and exports that fail, under torchrun. The checks are in workers/failing_save.py and failing_export.py."""
 
+import errno
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 from outcomes import HERE, outcome_of
+from shardwright.ranks.rank_outcome import expect_success, told_failure
 
 pytestmark = pytest.mark.ranks
 
@@ -69,6 +72,18 @@ def test_a_save_that_fails(outcome: dict[str, str], check: str):
 @pytest.mark.parametrize("check", EXPORT_CHECKS)
 def test_an_export_that_fails(outcome_of_exports: dict[str, str], check: str):
     assert not outcome_of_exports[check], outcome_of_exports[check]
+
+
+def test_a_failure_that_names_a_file_in_no_utf8_is_told_as_what_it_is():
+    odd = os.fsdecode(b"model-\xff")
+    with pytest.raises(FileNotFoundError, match=r"rank 3: model-\\udcff: no such file; rank 5: full"):
+        expect_success(
+            [
+                told_failure(3, FileNotFoundError(errno.ENOENT, "no such file", odd)),
+                told_failure(5, OSError(errno.ENOSPC, "full")),
+            ]
+        )
+    expect_success([])
 
 
 def test_every_check_of_the_workers_is_looked_at(outcome: dict[str, str], outcome_of_exports: dict[str, str]):

@@ -83,7 +83,7 @@ def test_what_is_as_it_was_is_not_described_again(monkeypatch: pytest.MonkeyPatc
     state, first, plan = {NAME: numbers(8, 16)}, torch.zeros(8, 16).bfloat16(), sw.RefitPlan()
     sw.refit(state, into(first), plan=plan, layout="huggingface")
     monkeypatch.setattr("shardwright.handover.refit.handed_state", None)
-    monkeypatch.setattr("shardwright.handover.refit.request_of", None)
+    monkeypatch.setattr("shardwright.export_request.AskedExport.request", None)
     state[NAME].mul_(2)
     sw.refit({NAME: state[NAME].detach()}, into(first), plan=plan, layout="huggingface")
     assert torch.equal(first, state[NAME])

@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 from shardwright import _core
-from shardwright.dcp import save_planner, save_planning
+from shardwright.dcp import save_planner
 from shardwright.dcp.flat_state import flatten
 from shardwright.dcp.planned_metadata import PlannedMetadata
 from shardwright.dcp.save_description import holding_of_items
@@ -262,12 +262,12 @@ def test_a_state_that_has_changed_is_described_anew(change: str, monkeypatch):
     class Stand(SimpleNamespace):
         pass
 
-    monkeypatch.setattr(save_planning, "DTensor", Stand)
+    monkeypatch.setattr(save_planner, "DTensor", Stand)
     local = torch.zeros(2)
-    before = save_planning.signature_of(
+    before = save_planner.signature_of(
         "w", Stand(_spec=spec, dtype=torch.float32, _local_tensor=local, requires_grad=False)
     )
-    assert before == save_planning.signature_of(
+    assert before == save_planner.signature_of(
         "w", Stand(_spec=spec, dtype=torch.float32, _local_tensor=torch.ones(2), requires_grad=False)
     )
     other = Stand(
@@ -283,7 +283,7 @@ def test_a_state_that_has_changed_is_described_anew(change: str, monkeypatch):
         other.requires_grad = True
     else:
         other._local_tensor = torch.zeros(3)
-    assert save_planning.signature_of("w", other) != before
+    assert save_planner.signature_of("w", other) != before
 
 
 def plan_once(planner: sw.SavePlanner, state: dict[str, object]) -> tuple[SavePlan, int]:

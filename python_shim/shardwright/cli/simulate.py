@@ -14,6 +14,9 @@ from shardwright.weight_maps import weight_map_for
 
 GIGA = 1e9
 
+#: Heads, and rows of as many cells, to be shown as text or on a page.
+Table = tuple[list[str], list[list[str]]]
+
 #: What is counted for each rank, and how it is called.
 RANK_FIGURES = {
     "planning_seconds": "planning (processor time)",
@@ -166,39 +169,9 @@ def save_rows(save: dict[str, Any] | None) -> list[tuple[str, str]]:
 def text_of(facts: dict[str, Any]) -> str:
     """The figures for people, the estimated time first."""
     rates = f"taken for granted: {rates_text(facts['speeds'])}"
-    parts = [_time_table(facts), _way_table(facts), rates]
-    parts += [table(whole_rows(facts)), _rank_table(facts), _stage_table(facts)]
+    parts = [columns(*_time_table(facts)), columns(*way_table(facts)), rates]
+    parts += [table(whole_rows(facts)), columns(*rank_table(facts)), columns(*stage_table(facts))]
     return "\n\n".join(parts)
-
-
-def way_rows(facts: dict[str, Any]) -> list[list[str]]:
-    """Of each way: its name, the time in all, and what it moves."""
-    rows = []
-    for way, label in WAYS.items():
-        figures = facts["ways"][way]
-        rows.append(
-            [
-                label + (" (best)" if way == facts["best"] else ""),
-                amount("seconds", sum(facts["seconds"][way].values())),
-                amount("bytes", figures["bytes_from_storage"]),
-                f"{figures['bytes_from_storage'] / max(facts['job_bytes'], 1):.3f}",
-                amount("bytes", figures["bytes_on_wire"]),
-                amount("bytes", figures["bytes_in_nodes"]),
-                amount("requests", figures["requests"]),
-            ]
-        )
-    return rows
-
-
-WAY_HEADS = (
-    "way to read",
-    "time",
-    "from storage",
-    "x the bytes needed",
-    "between nodes",
-    "in nodes",
-    "requests",
-)
 
 
 def rates_text(speeds: dict[str, Any]) -> str:
@@ -214,48 +187,65 @@ def rates_text(speeds: dict[str, Any]) -> str:
     )
 
 
-def _way_table(facts: dict[str, Any]) -> str:
-    return columns(list(WAY_HEADS), way_rows(facts))
+def _time_table(facts: dict[str, Any]) -> Table:
+    rows = []
+    for way, label in WAYS.items():
+        phases = facts["seconds"][way].values()
+        rows.append([label, *(amount("seconds", value) for value in (sum(phases), *phases))])
+    return ["estimated time", "sum", *facts["seconds"]["alone"]], rows
 
 
-def _time_table(facts: dict[str, Any]) -> str:
-    phases = list(facts["seconds"]["alone"])
-    return columns(
-        ["estimated time", "sum", *phases],
-        [
-            [label, amount("seconds", sum(facts["seconds"][way].values())),
-             *(amount("seconds", facts["seconds"][way][phase]) for phase in phases)]
-            for way, label in WAYS.items()
-        ],
-    )  # fmt: skip
+def way_table(facts: dict[str, Any]) -> Table:
+    """Of each way to read: the time in all, and what it moves."""
+    heads = [
+        "way to read",
+        "time",
+        "from storage",
+        "x the bytes needed",
+        "between nodes",
+        "in nodes",
+        "requests",
+    ]
+    rows = []
+    for way, label in WAYS.items():
+        figures = facts["ways"][way]
+        rows.append(
+            [
+                label + (" (best)" if way == facts["best"] else ""),
+                amount("seconds", sum(facts["seconds"][way].values())),
+                amount("bytes", figures["bytes_from_storage"]),
+                f"{figures['bytes_from_storage'] / max(facts['job_bytes'], 1):.3f}",
+                amount("bytes", figures["bytes_on_wire"]),
+                amount("bytes", figures["bytes_in_nodes"]),
+                amount("requests", figures["requests"]),
+            ]
+        )
+    return heads, rows
 
 
-def _rank_table(facts: dict[str, Any]) -> str:
-    return columns(
-        ["per rank", "minimum", "mean", "maximum"],
-        [
-            [label, *(amount(name, facts["per_rank"][name][which]) for which in ("min", "mean", "max"))]
-            for name, label in RANK_FIGURES.items()
-        ],
-    )
+def rank_table(facts: dict[str, Any]) -> Table:
+    """Of each figure: what it is on the ranks."""
+    rows = [
+        [label, *(amount(name, facts["per_rank"][name][which]) for which in ("min", "mean", "max"))]
+        for name, label in RANK_FIGURES.items()
+    ]
+    return ["per rank", "minimum", "mean", "maximum"], rows
 
 
-def _stage_table(facts: dict[str, Any]) -> str:
-    return columns(
-        ["stage", "ranks", "read min", "read mean", "read max", "max / mean", "files", "requests", "held"],
-        [
+def stage_table(facts: dict[str, Any]) -> Table:
+    """Of each pipeline stage: what its ranks read, and the means of what else they do."""
+    others = {"bytes_held": "held", "requests": "requests", "extents": "extents", "files": "files"}
+    others |= {"bytes_saved": "saved", "bytes_exported": "exported"}
+    rows = []
+    for stage in facts["stages"]:
+        ranks = stage["per_rank"]
+        rows.append(
             [
                 str(stage["stage"]),
                 f"{stage['simulated_ranks']:,}",
-                *(
-                    amount("bytes", stage["per_rank"]["bytes_read"][which])
-                    for which in ("min", "mean", "max")
-                ),
+                *(amount("bytes", ranks["bytes_read"][which]) for which in ("min", "mean", "max")),
                 f"{stage['read_max_over_mean']:.4f}",
-                amount("files", stage["per_rank"]["files"]["max"]),
-                amount("requests", stage["per_rank"]["requests"]["mean"]),
-                amount("bytes", stage["per_rank"]["bytes_held"]["mean"]),
+                *(amount(name, ranks[name]["mean"]) for name in others),
             ]
-            for stage in facts["stages"]
-        ],
-    )
+        )
+    return ["stage", "ranks", "read min", "read mean", "read max", "max / mean", *others.values()], rows

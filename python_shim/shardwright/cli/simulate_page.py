@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from shardwright.cli.simulate import (
     PHASES,
-    RANK_FIGURES,
-    WAY_HEADS,
     WAYS,
     mesh_text,
+    rank_table,
     rates_text,
-    way_rows,
+    stage_table,
+    way_table,
     whole_rows,
 )
 from shardwright.cli.table import amount
@@ -66,7 +66,9 @@ def page(facts: dict[str, Any]) -> str:
         " time measured on this machine.</p>",
         _cards(facts),
         _section("How long a load would take", _speeds_text(facts), _time_bars(facts)),
-        _section("What each way to read moves", _ways_text(facts), _way_bars(facts) + _way_table(facts)),
+        _section(
+            "What each way to read moves", _ways_text(facts), _way_bars(facts) + _table(*way_table(facts))
+        ),
         _section(
             "What each rank reads",
             "Bytes read by each rank, gaps that are read along included; where neighbours share a bar, its light"
@@ -87,9 +89,9 @@ def page(facts: dict[str, Any]) -> str:
             " ranks of the node need.",
             _node_bars(facts),
         ),
-        _section("Pipeline stages", "", _stage_table(facts)),
-        _section("Per rank", "", _rank_table(facts)),
-        _section("The whole", "", _table(["", ""], [list(row) for row in whole_rows(facts)])),
+        _section("Pipeline stages", "", _table(*stage_table(facts))),
+        _section("Per rank", "", _table(*rank_table(facts))),
+        _section("The whole", "", _table([], whole_rows(facts))),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -317,27 +319,82 @@ def _heat_map(facts: dict[str, Any]) -> str:
     return _svg(bottom + below, "which ranks read which file", shapes)
 
 
-def _node_bars(facts: dict[str, Any]) -> str:
-    node = facts["per_node"]
-    bars = [
-        ("needed, summed over the ranks", node["bytes_needed"]["mean"], "b", None),
-        ("read, each rank for itself", node["bytes_read"]["mean"], "a", node["requests"]["mean"]),
-        ("distinct", node["bytes_distinct"]["mean"], "b", None),
-        ("read together", node["bytes_read_together"]["mean"], "a", node["requests_together"]["mean"]),
-    ]
-    left, row = 210.0, 34.0
-    scale = (WIDTH - left - 340) / max(*(value for _, value, _, _ in bars), 1)
-    distinct = max(node["bytes_distinct"]["mean"], 1)
+class Segment(NamedTuple):
+    """A part of a bar: its length, its colour's name, and what both mean."""
+
+    value: float
+    kind: str
+    what: str
+    figure: str
+
+
+def _bars(label: str, bars: Sequence[tuple[str, Sequence[Segment], str]]) -> str:
+    """A bar for each (name, segments, what is said at its end), to one scale, and a legend of several segments."""
+    left, row = 210.0, 40.0
+    room = left + 16 + 7 * max(len(told) for *_, told in bars)
+    scale = (WIDTH - room) / max(*(sum(one.value for one in segments) for _, segments, _ in bars), 1e-9)
+    legend = bars[0][1] if len(bars[0][1]) > 1 else []
     shapes = []
-    for i, (label, value, kind, requests) in enumerate(bars):
-        y = i * row + 4
-        shapes.append(_text(left - 10, y + 17, label, "end"))
-        shapes.append(_rect(left, y, max(value * scale, 1), row - 9, kind))
-        figure = amount("bytes", value)
-        if requests is not None:
-            figure += f", {value / distinct:.2f} × distinct, {amount('requests', requests)} requests"
-        shapes.append(_text(left + value * scale + 8, y + 17, figure, kind="strong"))
-    return _svg(len(bars) * row + 4, "bytes that a node needs and reads", shapes)
+    for i, (name, segments, told) in enumerate(bars):
+        x, y = left, i * row + 4
+        shapes.append(_text(left - 10, y + 19, name, "end"))
+        for one in segments:
+            width = one.value * scale
+            shapes.append(_rect(x, y, width, row - 10, one.kind, f"{one.what}: {one.figure}"))
+            if legend and width > 62:
+                shapes.append(_text(x + width / 2, y + 19, one.figure, "middle", "on"))
+            x += width
+        shapes.append(_text(x + 8, y + 19, told, kind="strong"))
+    x, y = left, len(bars) * row + 4
+    for one in legend:
+        shapes.append(_rect(x, y, 12, 12, one.kind))
+        shapes.append(_text(x + 17, y + 10, one.what))
+        x += 42 + 7 * len(one.what)
+    return _svg(y + (20 if legend else 0), label, shapes)
+
+
+def _time_bars(facts: dict[str, Any]) -> str:
+    bars = []
+    for way, label in WAYS.items():
+        phases = facts["seconds"][way]
+        segments = [
+            Segment(seconds, f"p{i}", phase, amount("seconds", seconds))
+            for i, (phase, seconds) in enumerate(phases.items())
+        ]
+        bars.append((label, segments, amount("seconds", sum(phases.values()))))
+    return _bars("seconds by phase", bars)
+
+
+def _way_bars(facts: dict[str, Any]) -> str:
+    """What leaves the storage, and what nodes hand to each other."""
+    bars = []
+    for way, label in WAYS.items():
+        storage, wire = (facts["ways"][way][name] for name in ("bytes_from_storage", "bytes_on_wire"))
+        segments = [_bytes("p2", "from the storage", storage), _bytes("p3", "between nodes", wire)]
+        bars.append((label, segments, f"{amount('bytes', storage + wire)} in all"))
+    return _bars("bytes from the storage and between nodes", bars)
+
+
+def _node_bars(facts: dict[str, Any]) -> str:
+    means = {name: spread["mean"] for name, spread in facts["per_node"].items()}
+    bars = []
+    for label, name, requests in (
+        ("needed, summed over the ranks", "bytes_needed", None),
+        ("read, each rank for itself", "bytes_read", "requests"),
+        ("distinct", "bytes_distinct", None),
+        ("read together", "bytes_read_together", "requests_together"),
+    ):
+        segment = _bytes("a" if requests else "b", label, means[name])
+        told = segment.figure
+        if requests:
+            times = means[name] / max(means["bytes_distinct"], 1)
+            told += f", {times:.2f} × distinct, {amount('requests', means[requests])} requests"
+        bars.append((label, [segment], told))
+    return _bars("bytes that a node needs and reads", bars)
+
+
+def _bytes(kind: str, what: str, count: float) -> Segment:
+    return Segment(count, kind, what, amount("bytes", count))
 
 
 def _speeds_text(facts: dict[str, Any]) -> str:
@@ -355,93 +412,7 @@ def _ways_text(facts: dict[str, Any]) -> str:
     )
 
 
-def _way_bars(facts: dict[str, Any]) -> str:
-    """What leaves the storage, and what nodes hand to each other."""
-    left, row = 210.0, 46.0
-    most = max(figures["bytes_from_storage"] + figures["bytes_on_wire"] for figures in facts["ways"].values())
-    scale = (WIDTH - left - 330) / max(most, 1)
-    shapes = []
-    for i, (way, label) in enumerate(WAYS.items()):
-        figures, y = facts["ways"][way], i * row + 4
-        storage, wire = figures["bytes_from_storage"], figures["bytes_on_wire"]
-        shapes.append(_text(left - 10, y + 21, label, "end"))
-        shapes.append(
-            _rect(left, y, max(storage * scale, 1), row - 12, "p2", f"from the storage: {storage:,.0f} B")
-        )
-        shapes.append(
-            _rect(left + storage * scale, y, wire * scale, row - 12, "p3", f"between nodes: {wire:,.0f} B")
-        )
-        told = f"{amount('bytes', storage)} from the storage"
-        told += f", {amount('bytes', wire)} between nodes" if wire else ""
-        shapes.append(_text(left + (storage + wire) * scale + 8, y + 21, told, kind="strong"))
-    return _svg(len(WAYS) * row + 8, "bytes from the storage and between nodes", shapes)
-
-
-def _way_table(facts: dict[str, Any]) -> str:
-    return _table(WAY_HEADS, way_rows(facts))
-
-
-def _time_bars(facts: dict[str, Any]) -> str:
-    left, row = 210.0, 46.0
-    totals = {way: sum(phases.values()) for way, phases in facts["seconds"].items()}
-    scale = (WIDTH - left - 110) / max(*totals.values(), 1e-9)
-    shapes = []
-    for i, (way, label) in enumerate(WAYS.items()):
-        y, x = i * row + 4, left
-        shapes.append(_text(left - 10, y + 21, label, "end"))
-        for number, phase in enumerate(PHASES):
-            seconds = facts["seconds"][way][phase]
-            width = seconds * scale
-            figure = amount("seconds", seconds)
-            shapes.append(_rect(x, y, width, row - 12, f"p{number}", f"{phase}: {figure}"))
-            if width > 62:
-                shapes.append(_text(x + width / 2, y + 21, figure, "middle", "on"))
-            x += width
-        shapes.append(_text(x + 8, y + 21, amount("seconds", totals[way]), kind="strong"))
-    x, y = left, len(WAYS) * row + 8
-    for number, phase in enumerate(PHASES):
-        shapes.append(_rect(x, y, 12, 12, f"p{number}"))
-        shapes.append(_text(x + 17, y + 10, phase))
-        x += 42 + 7 * len(phase)
-    return _svg(y + 20, "seconds by phase", shapes)
-
-
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads) if any(heads) else ""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
     return f"<table>{f'<tr>{head}</tr>' if head else ''}\n{body}</table>"
-
-
-def _stage_table(facts: dict[str, Any]) -> str:
-    figures = (
-        "bytes_held",
-        "bytes_needed",
-        "bytes_read",
-        "requests",
-        "extents",
-        "files",
-        "bytes_saved",
-        "bytes_exported",
-    )
-    return _table(
-        ["stage", "ranks", *(RANK_FIGURES[name] for name in figures), "largest read / mean"],
-        [
-            [
-                str(stage["stage"]),
-                f"{stage['simulated_ranks']:,}",
-                *(amount(name, stage["per_rank"][name]["mean"]) for name in figures),
-                f"{stage['read_max_over_mean']:.4f}",
-            ]
-            for stage in facts["stages"]
-        ],
-    )
-
-
-def _rank_table(facts: dict[str, Any]) -> str:
-    return _table(
-        ["", "minimum", "mean", "maximum"],
-        [
-            [label, *(amount(name, facts["per_rank"][name][which]) for which in ("min", "mean", "max"))]
-            for name, label in RANK_FIGURES.items()
-        ],
-    )

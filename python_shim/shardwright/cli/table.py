@@ -25,10 +25,6 @@ def table(rows: Sequence[tuple[str, object]]) -> str:
     )
 
 
-def print_table(rows: Sequence[tuple[str, object]]) -> None:
-    print(table(rows))
-
-
 def columns(heads: list[str], rows: list[list[str]]) -> str:
     """Rows of as many cells as there are heads: the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
@@ -41,7 +37,3 @@ def columns(heads: list[str], rows: list[list[str]]) -> str:
         )
         for row in [heads, *rows]
     )
-
-
-def print_columns(heads: list[str], rows: list[list[str]]) -> None:
-    print("\n" + columns(heads, rows))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
@@ -69,13 +68,13 @@ class ShardedMetadata(LazyMetadata):
     def state_dict_metadata(self) -> dict[str, Any]:
         stored: dict[str, Any] = {}
         for number, tensor in enumerate(self.manifest.tensors):
-            name, dtype, stored_as, shape, requires_grad, pin_memory = tensor
-            chunks_of = partial(self.manifest.chunks, number)
+            name, dtype, stored_as, shape, requires_grad, pin_memory, element_bytes = tensor
             properties = TensorProperties(
-                dtype=_dtype_named(name, dtype, stored_as), requires_grad=requires_grad, pin_memory=pin_memory
+                dtype=_dtype_named(name, dtype, stored_as, element_bytes),
+                requires_grad=requires_grad,
+                pin_memory=pin_memory,
             )
-            if not stored_as:
-                _expect_size(name, properties.dtype, chunks_of())
+            chunks_of = partial(self.manifest.chunks, number)
             stored[name] = StoredTensor(properties, torch.Size(shape), chunks_of)
         stored.update({name: BytesStorageMetadata() for name, *_ in self.manifest.objects})
         return stored
@@ -83,20 +82,10 @@ class ShardedMetadata(LazyMetadata):
     @cached_property
     def stored_dtypes(self) -> dict[str, tuple[torch.dtype, bool]]:
         """The dtype of each tensor, and whether safetensors has it."""
-        stored = {
-            name: (_dtype_named(name, dtype, known), bool(known))
-            for name, dtype, known, *_ in self.manifest.tensors
+        return {
+            name: (_dtype_named(name, dtype, known, element_bytes), bool(known))
+            for name, dtype, known, *_, element_bytes in self.manifest.tensors
         }
-        if not all(known for _, known in stored.values()):
-            # The others are there as bytes, with a last dimension of those of an element.
-            for tensor in self.catalog.tensors:
-                dtype, known = stored[tensor.name]
-                if not known and tensor.shape[-1] != dtype.itemsize:
-                    raise _core.CheckpointFormatError(
-                        f"{tensor.name}: expected {dtype.itemsize} bytes for an element of {dtype}, found "
-                        f"{tensor.shape[-1]}; the manifest is damaged: save the checkpoint again"
-                    )
-        return stored
 
     @cached_property
     def objects(self) -> dict[str, tuple[str, int, int]]:
@@ -115,8 +104,9 @@ class ShardedMetadata(LazyMetadata):
         return data
 
 
-def _dtype_named(tensor: str, name: str, stored_as: str) -> torch.dtype:
-    """The dtype that the manifest names; it has to be the one that the file has, where safetensors has it."""
+def _dtype_named(tensor: str, name: str, stored_as: str, element_bytes: int) -> torch.dtype:
+    """The dtype that the manifest names. It has to be the one that the file has, where safetensors has it, and of as
+    many bytes as the manifest says, by which the chunks have been checked."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise _core.CheckpointFormatError(f"{tensor}: this torch has no dtype {name!r}")
@@ -125,14 +115,9 @@ def _dtype_named(tensor: str, name: str, stored_as: str) -> torch.dtype:
             f"{tensor}: the manifest says {name}, stored as {stored_as or 'bytes'}; expected "
             f"{DTYPE_NAMES.get(dtype, 'bytes')} for that dtype: the manifest is damaged"
         )
+    if dtype.itemsize != element_bytes:
+        raise _core.CheckpointFormatError(
+            f"{tensor}: expected {dtype.itemsize} bytes for an element of {dtype}, found {element_bytes}; the manifest "
+            "is damaged: save the checkpoint again"
+        )
     return dtype
-
-
-def _expect_size(tensor: str, dtype: torch.dtype, chunks: list[tuple[Any, ...]]) -> None:
-    """What safetensors has no dtype for has no header that tells what its bytes are."""
-    for _, size, file, begin, end in chunks:
-        if math.prod(size) * dtype.itemsize != end - begin:
-            raise _core.CheckpointFormatError(
-                f"{tensor}: the manifest says {dtype} of shape {list(size)}, and {end - begin} bytes of {file}: the "
-                "manifest is damaged"
-            )

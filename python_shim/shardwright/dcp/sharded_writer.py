@@ -30,7 +30,7 @@ from shardwright import _core
 from shardwright.batches import in_batches
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.checkpoints import keep_last_steps, next_order
-from shardwright.dcp.checkpoint_ids import is_checkpoint_id
+from shardwright.dcp.checkpoint_ids import OfAnyPlace
 from shardwright.dcp.extended_writing import (
     expect_extensions,
     files_of_torchs,
@@ -40,13 +40,13 @@ from shardwright.dcp.extended_writing import (
 )
 from shardwright.dcp.planned_metadata import PlannedMetadata, tell_published
 from shardwright.dcp.save_description import number_values
-from shardwright.dcp.save_planning import is_given_up, share_of
+from shardwright.dcp.save_planner import is_given_up, share_of
 from shardwright.dcp.storage_reader import threads_of
 from shardwright.dcp.torch_metadata import fault_of_planner_data
 from shardwright.describe import current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
 from shardwright.local_path import bytes_or_none, expect_overwrite, lasting_place, whole_number
-from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success, failed_outcomes
+from shardwright.ranks.rank_outcome import expect_collectives, expect_success, told_failure
 from shardwright.remote.address import is_address, without_secrets
 from shardwright.remote.pending import PendingObjects, tag_of_save_under_way
 from shardwright.remote.sending import Sending
@@ -83,7 +83,7 @@ class _Share:
     tag: str = ""
 
 
-class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
+class ShardedStorageWriter(OfAnyPlace, BoundedStaging, StorageWriter, BlockingAsyncStager):
     """Writes each rank's shards, with a manifest of sizes and checksums beside them.
 
     It stands where torch's FileSystemWriter does and takes its arguments. A checkpoint is there or it is not: its files
@@ -226,9 +226,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
             else:
                 told = self._write(plan.items, planner, place)
         except Exception as error:
-            outcome = RankOutcome(share.rank)
-            outcome.fail(error)
-            told = outcome.encode()
+            told = told_failure(share.rank, error)
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(MetadataIndex(""), 0, told)] if told else results)
         return done
@@ -362,7 +360,7 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
         try:
             last = [of_rank[-1].storage_data for of_rank in results if of_rank]
             told: list[bytes] = [one for one in last if isinstance(one, bytes)]
-            expect_success(failed_outcomes(told))
+            expect_success(told)
             if self.extensions:
                 assert isinstance(self.path, Path)  # refused at an address
                 replaced = files_of_torchs(self.path)
@@ -422,10 +420,6 @@ class ShardedStorageWriter(BoundedStaging, StorageWriter, BlockingAsyncStager):
     @property
     def checkpoint_id(self) -> str | os.PathLike[str]:
         return self.path
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return is_checkpoint_id(checkpoint_id)
 
 
 def _copied_bytes(one: _InReach) -> int:

@@ -18,7 +18,7 @@ from torch.futures import Future
 
 from shardwright import _core
 from shardwright.dcp.catalog_metadata import CatalogMetadata
-from shardwright.dcp.checkpoint_ids import is_checkpoint_id
+from shardwright.dcp.checkpoint_ids import OfAnyPlace
 from shardwright.dcp.load_planner import LoadPlanner
 from shardwright.dcp.one_checkpoint import expect_one_checkpoint, telling_content
 from shardwright.describe import DTYPE_NAMES, Description, current_streams, describe
@@ -103,7 +103,7 @@ def expect_whole(path: str | os.PathLike[str], threads: int) -> None:
         raise _core.CheckpointFormatError(_core.in_lines("the checkpoint is damaged", report.problems))
 
 
-class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
+class HuggingFaceStorageReader(OfAnyPlace, TorchHuggingFaceStorageReader):
     """Reads a Hugging Face safetensors checkpoint into preallocated shards, decoding and regrouping on the way.
 
     Shards on CUDA devices are decoded there: the bytes of the files cross the bus as they are. The load comes after
@@ -187,10 +187,6 @@ class HuggingFaceStorageReader(TorchHuggingFaceStorageReader):
         self.compares_ranks = True  #: as dcp.load can, and a rank that loads for itself cannot
         self.report: LoadReport | None = None
         self._catalog_seconds = 0.0
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return is_checkpoint_id(checkpoint_id)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         super().reset(checkpoint_id)

@@ -24,9 +24,8 @@ from torch.futures import Future
 from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.byte_sizes import bytes_of_size
-from shardwright.dcp.checkpoint_ids import is_checkpoint_id
-from shardwright.dcp.save_planner import ExportMeta
-from shardwright.dcp.save_planning import share_of
+from shardwright.dcp.checkpoint_ids import OfAnyPlace
+from shardwright.dcp.save_planner import ExportMeta, share_of
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import threads_of
 from shardwright.describe import (
@@ -39,19 +38,16 @@ from shardwright.describe import (
     tied_heads,
     whole_box,
 )
-from shardwright.export_request import export_request
+from shardwright.export_request import AskedExport
 from shardwright.local_path import (
     bytes_or_none,
-    expect_flags,
     expect_overwrite,
-    expect_text,
     lasting_place,
     shown,
 )
 from shardwright.progress import counters_of
-from shardwright.quantization import checked_quantization
 from shardwright.ranks.gone_ranks import rank_among
-from shardwright.ranks.rank_outcome import RankOutcome, expect_collectives, expect_success
+from shardwright.ranks.rank_outcome import expect_collectives, expect_success, told_failure
 from shardwright.remote.address import address_of, is_address
 from shardwright.remote.pending import PendingObjects
 from shardwright.remote.sending import Sending
@@ -90,7 +86,7 @@ class _TorchNamedShards(ShardedStorageWriter):
         return name_of
 
 
-class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
+class HuggingFaceStorageWriter(OfAnyPlace, BoundedStaging, TorchHuggingFaceStorageWriter):
     """Writes a sharded native state dict as a Hugging Face checkpoint.
 
     Each rank writes its bytes to their final place in the final files: no tensor is gathered, and nothing is written
@@ -164,14 +160,13 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     ) -> None:
         path = os.fspath(lasting_place(path))
         expect_overwrite(overwrite)
-        expect_flags(strict=strict, strict_dtypes=strict_dtypes)
-        expect_text("layout", layout)
-        quantization, weights = checked_quantization(
-            quantization, quantized_weights, has_template=template is not None
+        self.asked = AskedExport(
+            quantization, template, model, layout, strict, strict_dtypes, quantized_weights
         )
+        is_encoded = self.asked.checked_quantization()[0] != "none"
         threads = threads_of(thread_count)
         is_export = enable_consolidation or not save_distributed
-        if not is_export and (quantization != "none" or template is not None):
+        if not is_export and (is_encoded or self.asked.has_template):
             raise ValueError(
                 "shards of each rank, as save_distributed writes them, take no quantization or template"
             )
@@ -192,15 +187,11 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             else _TorchNamedShards(path, thread_count=threads, overwrite=overwrite, format="safetensors")
         )
         self.overwrite = overwrite
-        self.quantization, self.quantized_weights = quantization, weights
         self.max_file_bytes = bytes_of_size(max_shard_size)
-        self.template = template
         self.sources: list[str] = []  #: directories that the tensors come from; the template is another
-        self.model, self.layout, self.strict = model, layout, strict
         self.staging_bytes = bytes_or_none("staging_bytes", staging_bytes) or 0
         self.device_memory = bytes_or_none("device_memory", device_memory)
         self.async_staging_bytes = bytes_or_none("async_staging_bytes", async_staging_bytes)
-        self.strict_dtypes = strict_dtypes
         self.process_group = process_group
         self.report: SaveReport | None = None
         self._request: Any = None
@@ -211,10 +202,6 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self._copied_bytes = 0
         self._publication: Any = None  # on the coordinator, from planning to publishing
         self._start = 0.0
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return is_checkpoint_id(checkpoint_id)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         super().reset(None if checkpoint_id and is_address(checkpoint_id) else checkpoint_id)
@@ -232,7 +219,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         """For ``SavePlanner``: without a template, a head that is the memory of an embedding is not stored, as
         transformers stores none; the report has it as left out."""
         self._tied = []
-        if self.template is None:
+        if not self.asked.has_template:
             self._tied = tied_heads(state_dict)
         return {name: value for name, value in state_dict.items() if name not in self._tied}
 
@@ -284,17 +271,8 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
         self._request = self._make_request()
 
     def _make_request(self) -> Any:
-        return export_request(
-            self.template,
-            self.model,
-            self.layout,
-            self.quantization,
-            self.quantized_weights,
-            strict=self.strict,
-            strict_dtypes=self.strict_dtypes,
-            max_file_bytes=self.max_file_bytes,
-            file_numbers=self.fqn_to_index_mapping,
-        )
+        """What is planned by; a writer of adapters asks for another."""
+        return self.asked.request(self.max_file_bytes, self.fqn_to_index_mapping)
 
     # --- the coordinator -----------------------------------------------------------------------------------------
 
@@ -338,9 +316,7 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
     def _refuse_source(self) -> None:
         """As the rules of folders do, which see a folder of this machine in place of an address."""
         place = address_of(self.path)
-        template = (
-            self.template if self.template is None else getattr(self.template, "directory", self.template)
-        )
+        template = getattr(self.asked.template, "directory", self.asked.template)
         for source in [*self.sources, template]:
             is_place = (
                 isinstance(source, (str, os.PathLike)) and is_address(source) and address_of(source) == place
@@ -357,9 +333,9 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             self._shards.finish(metadata, results)
             return
         try:
-            outcomes = [of_rank[-1].storage_data for of_rank in results]
-            expect_success(outcomes)
-            row_sums = [outcome.row_sums for outcome in outcomes]
+            told: list[tuple[bytes, bytes]] = [of_rank[-1].storage_data for of_rank in results]
+            expect_success([failure for failure, _ in told if failure])
+            row_sums = [sums for _, sums in told]
             if is_address(self.path):
                 files = self._publication.decides.files
                 self._publication.publish(row_sums, expected=files)
@@ -383,15 +359,16 @@ class HuggingFaceStorageWriter(BoundedStaging, TorchHuggingFaceStorageWriter):
             written = self._shards.write_data(plan, planner)
             self.report = self._shards.report
             return written
-        outcome = RankOutcome(share_of(plan, _Share, self).rank)
+        share = share_of(plan, _Share, self)
+        failure, row_sums = b"", b""
         try:
-            self.report, outcome.row_sums = self._write_share(plan.storage_data, planner)
+            self.report, row_sums = self._write_share(share, planner)
         except Exception as error:
-            outcome.fail(error)
+            failure = told_failure(share.rank, error)
         self._description, self._items = None, []  # which hold on to the state, and to copies of it
         self._tied = []
         done: Future[list[WriteResult]] = Future()
-        done.set_result([WriteResult(MetadataIndex(""), 0, outcome)])
+        done.set_result([WriteResult(MetadataIndex(""), 0, (failure, row_sums))])
         return done
 
     def _write_share(self, share: _Share, planner: TorchSavePlanner) -> tuple[SaveReport, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from shardwright import _core
 from shardwright.dcp.flat_state import flatten
+from shardwright.export_request import AskedExport
 from shardwright.handover.engine import EngineTensor
 
 
@@ -37,17 +38,19 @@ class KeptSide:
 def facts_of_side(
     state_dict: Mapping[str, Any] | None,
     engine: Sequence[EngineTensor],
-    template: Any,
-    model: Any,
-    *arguments: Any,
+    asked: AskedExport,
 ) -> Any:
     """Equal facts have equal descriptions, as far as a hand-over is planned and run by them."""
+    weights = asked.quantized_weights
     return (
         None if state_dict is None else _facts_of_state(state_dict),
         [_facts_of_engine_tensor(tensor) for tensor in engine],
-        _facts_of_template(template),
-        _facts_of_model(model),
-        [tuple(argument) if isinstance(argument, list) else argument for argument in arguments],
+        replace(
+            asked,
+            template=_facts_of_template(asked.template),
+            model=_facts_of_model(asked.model),
+            quantized_weights=tuple(weights) if isinstance(weights, list) else weights,
+        ),
     )
 
 

@@ -14,8 +14,9 @@ from shardwright import _core
 from shardwright.byte_sizes import bytes_of_size
 from shardwright.dcp.storage_reader import threads_of
 from shardwright.describe import current_streams
+from shardwright.export_request import AskedExport
 from shardwright.handover.buckets import Bucket, Buckets
-from shardwright.handover.handed_state import handed_state, request_of
+from shardwright.handover.handed_state import handed_state
 from shardwright.handover.piece import Piece, piece_of
 from shardwright.handover.piece_sums import PieceSums
 from shardwright.local_path import bytes_or_none, whole_number
@@ -81,34 +82,28 @@ def pieces(
         PlanError: a value that cannot be encoded so, such as a NaN in four bits; names tensor and element.
     """
     described = together(process_group, _DOING, lambda: Described(
-        state_dict, quantization, template, model, layout, strict, strict_dtypes, quantized_weights, bucket_bytes,
-        changed_since, threads, staging_bytes, device_memory,
+        state_dict, bucket_bytes, changed_since, threads, staging_bytes, device_memory, quantization=quantization,
+        template=template, model=model, layout=layout, strict=strict, strict_dtypes=strict_dtypes,
+        quantized_weights=quantized_weights,
     ))  # fmt: skip
     return described.handed_over(described.begin(process_group))
 
 
 class Described:
-    """What a rank has, described to the planner."""
+    """What a rank has, described to the planner. ``asked``: arguments of :class:`AskedExport`."""
 
     def __init__(
         self,
         state_dict: dict[str, Any],
-        quantization: str | None = None,
-        template: Any = None,
-        model: Any = "auto",
-        layout: str = "automodel",
-        strict: bool = True,
-        strict_dtypes: bool = False,
-        quantized_weights: Sequence[str] | None = None,
         bucket_bytes: int | str = "256MiB",
         changed_since: Any = None,
         threads: int | None = None,
         staging_bytes: int | None = None,
         device_memory: int | None = None,
+        **asked: Any,
     ) -> None:
-        self.request = request_of(
-            quantization, template, model, layout, strict, strict_dtypes, quantized_weights
-        )
+        export = AskedExport(**asked)
+        self.request = export.request()
         self.bucket_bytes = whole_number(
             "bucket_bytes", bytes_of_size(bucket_bytes, "bucket_bytes"), _SMALLEST
         )
@@ -120,7 +115,7 @@ class Described:
         self._run = 0  # with these sums
         self.threads = threads_of(threads, "threads")
         self.staging_bytes = bytes_or_none("staging_bytes", staging_bytes) or 0
-        handed = handed_state(state_dict, template is not None)
+        handed = handed_state(state_dict, export.has_template)
         self.description, self.state = handed.description, handed.state
         self.devices = _core.DeviceOptions(
             bytes_or_none("device_memory", device_memory), current_streams(self.description.local_tensors)

@@ -13,17 +13,17 @@ import torch.distributed as dist
 from shardwright import _core
 from shardwright.byte_sizes import bytes_of_size
 from shardwright.describe import Description, current_streams
-from shardwright.export_request import export_request
+from shardwright.export_request import AskedExport
 from shardwright.handover.engine import EngineTensor
 from shardwright.handover.group_transport import GroupTransport
-from shardwright.handover.handed_state import handed_state, request_of
+from shardwright.handover.handed_state import handed_state
 from shardwright.handover.kept_side import KeptSide, facts_of_side
 from shardwright.local_path import bytes_or_none, whole_number
 from shardwright.ranks.gone_ranks import group_to_tell, naming_gone_ranks, rank_among
-from shardwright.ranks.held_interrupt import held_interrupt
 from shardwright.ranks.node_memory import board_of, waiting_time
 from shardwright.ranks.rank_outcome import text_of
-from shardwright.ranks.together import round_of_ranks, together
+from shardwright.ranks.together import held_interrupt, round_of_ranks, together
+from shardwright.report import figures_of
 from shardwright.saving import expect_no_save_over
 
 E = TypeVar("E", bound=BaseException)
@@ -120,7 +120,8 @@ def refit_plan(
     """Plans who hands what to whom, and moves nothing. Arguments and errors as :func:`refit` has them, which plans by
     itself. ``plan``: an earlier one, which is returned if it still holds, else made anew in place."""
     return _Refit(
-        state_dict, engine, plan, quantization, template, model, layout, strict, strict_dtypes, quantized_weights,
+        state_dict, engine, plan,
+        AskedExport(quantization, template, model, layout, strict, strict_dtypes, quantized_weights),
         staging_bytes, threads, device_memory, transport, process_group,
     ).plan()  # fmt: skip
 
@@ -184,7 +185,8 @@ def refit(
     layer is whole, either new or as it was.
     """
     return _Refit(
-        state_dict, engine, plan, quantization, template, model, layout, strict, strict_dtypes, quantized_weights,
+        state_dict, engine, plan,
+        AskedExport(quantization, template, model, layout, strict, strict_dtypes, quantized_weights),
         staging_bytes, threads, device_memory, transport, process_group,
     ).run()  # fmt: skip
 
@@ -197,13 +199,7 @@ class _Refit:
         state_dict: dict[str, Any] | None,
         engine: Sequence[EngineTensor] | None,
         plan: RefitPlan | None,
-        quantization: str | None,
-        template: Any,
-        model: Any,
-        layout: str,
-        strict: bool,
-        strict_dtypes: bool,
-        quantized_weights: Sequence[str] | None,
+        asked: AskedExport,
         staging_bytes: int | str,
         threads: int | None,
         device_memory: int | None,
@@ -230,15 +226,14 @@ class _Refit:
                 raise ValueError(f'transport: expected "auto" or "c10d", found {transport!r}')
             self._node = _core.this_node() if transport == "auto" else ""
             self._threads = 0 if threads is None else whole_number("threads", threads, 1, 1024)
-            arguments = layout, strict, strict_dtypes, quantized_weights
-            facts = facts_of_side(state_dict, self._engine, template, model, quantization, *arguments)
+            facts = facts_of_side(state_dict, self._engine, asked)
             kept = self._plan._kept
             if kept is not None and kept.facts == facts:
                 self._side, self._request = kept.side, kept.request
             else:
-                self._request = request_of(quantization, template, model, *arguments)
+                self._request = asked.request()
                 if state_dict is not None:
-                    handed = handed_state(state_dict, template is not None)
+                    handed = handed_state(state_dict, asked.has_template)
                     self._description, self._copied_bytes = handed.description, handed.copied_bytes
                     self._side.set_trainer(handed.description.specs, handed.state)
                 for tensor in self._engine:
@@ -253,7 +248,6 @@ class _Refit:
         self._failure: Exception | None = None  # told in the first round, for which the others wait
         self._staging_bytes, self._threads, self._node = 0, 0, ""
         self._timeout = waiting_time(self._group or dist.group.WORLD) if self._ranks > 1 else 0.0
-        self._request = export_request()
         self._devices = _core.DeviceOptions()
         try:
             describe_sides()
@@ -261,6 +255,7 @@ class _Refit:
             if self._ranks == 1:
                 raise
             self._failure = error
+            self._request = AskedExport().request()
 
     def _round(self, mine: Callable[[], bytes], answers: Callable[[list[bytes]], list[bytes]]) -> bytes:
         """A round over all ranks, as planner/job.h has it. Raises the same on all of them."""
@@ -324,16 +319,10 @@ class _Refit:
                 raise _with_layers(KeyboardInterrupt(text_of(told)), outcome) from error
             raise told from error
         return RefitReport(
-            outcome.bytes_sent,
-            outcome.bytes_received,
-            outcome.bytes_kept,
-            outcome.messages,
-            outcome.peak_staging_bytes,
-            self._copied_bytes,
-            outcome.bytes_in_memory,
-            outcome.not_shared,
-            outcome.committed,
-            outcome.seconds,
+            **figures_of(outcome, RefitReport),
+            copied_bytes=self._copied_bytes,
+            layers=outcome.committed,
+            seconds=outcome.seconds,
         )
 
 

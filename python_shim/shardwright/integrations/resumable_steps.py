@@ -7,15 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardwright import _core
-from shardwright.checkpoints import STEP_NAME, latest
+from shardwright.checkpoints import latest
 from shardwright.dcp.torch_metadata import METADATA_NAME, read_torch_metadata
 from shardwright.system_calls import is_file, is_folder, is_there, uninterrupted
-
-
-def step_of(path: Path) -> int | None:
-    """The training step of a folder that is called as those are; None for any other name."""
-    named = STEP_NAME.fullmatch(path.name)
-    return int(named.group(1)) if named else None
 
 
 @dataclass
@@ -47,7 +41,7 @@ def steps_in(folder: Path, is_of_training: Callable[[str], bool]) -> Steps:
     ours: dict[int, Path] = {}
     others: dict[int, Path] = {}
     for entry in uninterrupted(lambda: list(folder.iterdir())):
-        step = step_of(entry)
+        step = _core.step_of(entry)
         if step is None or not is_folder(entry):
             continue
         if _core.has_manifest(str(entry)):
@@ -56,7 +50,7 @@ def steps_in(folder: Path, is_of_training: Callable[[str], bool]) -> Steps:
             others[step] = entry
         else:
             (steps.of_weights if _is_export(entry) else steps.unfinished).append(step)
-    saved_last = None if last is None else step_of(Path(last))
+    saved_last = None if last is None else _core.step_of(Path(last))
     # What ends a training may hold the model alone. Steps beyond it are of a training that was rolled back.
     candidates = sorted((s for s in ours if saved_last is None or s <= saved_last), reverse=True)
     of_ours = _first_of_training(candidates, ours, is_of_training, steps.of_weights)
@@ -78,7 +72,7 @@ def in_the_way(folder: Path, step: int) -> list[Path]:
     sorted by step."""
     if not is_folder(folder):
         return []
-    found = [(step_of(entry), entry) for entry in uninterrupted(lambda: list(folder.iterdir()))]
+    found = [(_core.step_of(entry), entry) for entry in uninterrupted(lambda: list(folder.iterdir()))]
     later = sorted((number, entry) for number, entry in found if number is not None and number > step)
     return [entry for _, entry in later if is_folder(entry) and _stays(entry)]
 

@@ -30,7 +30,7 @@ from shardwright.dcp.fitting import with_hints
 from shardwright.exporting import export
 from shardwright.integrations.files_beside import expect_replaceable, write_beside
 from shardwright.integrations.known_versions import expect_version
-from shardwright.integrations.resumable_steps import Steps, in_the_way, step_of, steps_in
+from shardwright.integrations.resumable_steps import Steps, in_the_way, steps_in
 from shardwright.integrations.titan_adapters import adapters_in_weights, without_adapters
 from shardwright.loading import is_of_trainer, load
 from shardwright.local_path import lasting_path
@@ -286,7 +286,7 @@ class CheckpointManager(TitanCheckpointManager):
         return str(there if there.is_dir() else root / f"step-{step}")
 
     def _steps(self) -> list[tuple[int, Path]]:
-        found = ((step_of(entry), entry) for entry in Path(self.folder).iterdir() if entry.is_dir())
+        found = ((_core.step_of(entry), entry) for entry in Path(self.folder).iterdir() if entry.is_dir())
         return sorted((step, entry) for step, entry in found if step is not None)
 
     # --- exporting ---------------------------------------------------------------------------------------------

@@ -92,11 +92,6 @@ def _bytearray(*arguments: Any) -> bytearray:
     return bytearray(arguments[0] if _all_of(arguments, bytes) else _bytes_of_text(*arguments))
 
 
-def _set(values: Any = ()) -> set[Any]:
-    _expect(type(values) in (list, tuple), "a list of elements")
-    return set(values)
-
-
 def _numbers_of(length: int, data: Any) -> bytes:
     _expect(type(data) is bytes and len(data) == length, f"{length} bytes")
     number: bytes = data
@@ -127,18 +122,6 @@ def _time(data: Any, *zone: Any) -> datetime.time:
     return found.replace(fold=b[0] >> 7)
 
 
-def _timedelta(*numbers: Any) -> datetime.timedelta:
-    _expect(len(numbers) == 3 and _all_of(numbers, int), "days, seconds and microseconds")
-    return datetime.timedelta(*numbers)
-
-
-def _timezone(offset: Any, *name: Any) -> datetime.timezone:
-    _expect(
-        type(offset) is datetime.timedelta and _all_of(name, str) and len(name) <= 1, "an offset and a name"
-    )
-    return datetime.timezone(offset, *name)
-
-
 def _path_maker(name: str, class_: type[pathlib.PurePath]) -> Maker:
     def make(*parts: Any) -> pathlib.PurePath:
         _expect(_all_of(parts, str), "parts of a path as text")
@@ -161,43 +144,11 @@ def _defaultdict(factory: Any = None) -> collections.defaultdict[Any, Any]:
     return collections.defaultdict(factory)
 
 
-def _deque(values: Any = (), maximum: Any = None) -> collections.deque[Any]:
-    _expect(
-        type(values) in (list, tuple) and (maximum is None or type(maximum) is int), "elements and a length"
-    )
-    return collections.deque(values, maximum)
-
-
 def _ordered_dict(pairs: Any = ()) -> collections.OrderedDict[Any, Any]:
     _expect(
         type(pairs) in (list, tuple) and all(type(pair) in (list, tuple) for pair in pairs), "keys and values"
     )
     return collections.OrderedDict(pairs)
-
-
-def _counter(counts: Any = None) -> collections.Counter[Any]:
-    _expect(counts is None or type(counts) is dict, "a dict of counts")
-    return collections.Counter(counts)
-
-
-def _complex(*numbers: Any) -> complex:
-    _expect(len(numbers) == 2 and _all_of(numbers, float, int), "two numbers")
-    return complex(*numbers)
-
-
-def _range(*numbers: Any) -> range:
-    _expect(_all_of(numbers, int), "whole numbers")
-    return range(*numbers)
-
-
-def _slice(*bounds: Any) -> slice:
-    _expect(len(bounds) == 3 and _all_of(bounds, int, type(None)), "three whole numbers or None")
-    return slice(*bounds)
-
-
-def _decimal(text: Any) -> decimal.Decimal:
-    _expect(type(text) is str, "a number as text")
-    return decimal.Decimal(text)
 
 
 def _fraction(*parts: Any) -> fractions.Fraction:
@@ -385,11 +336,6 @@ def _size(sizes: Any) -> torch.Size:
     return torch.Size(sizes)
 
 
-def _device(kind: Any, *index: Any) -> torch.device:
-    _expect(type(kind) is str and len(index) <= 1 and _all_of(index, int), "a device's name and number")
-    return torch.device(kind, *index)
-
-
 def _tensor_of_type(make: Any, type_: Any, arguments: Any, state: Any) -> Any:
     _expect(isinstance(make, Maker), "one of torch's functions that rebuild tensors")
     _expect(isinstance(type_, type) and issubclass(type_, torch.Tensor), "a class of tensors")
@@ -407,9 +353,43 @@ def _torchs_names() -> dict[str, Any]:
         is_called = name.startswith("torch._utils._rebuild") or name == "torch.serialization._get_layout"
         names[name] = Maker(name, value) if is_called else value
     names["torch.Size"] = Maker("torch.Size", _size)
-    names["torch.device"] = Maker("torch.device", _device)
     names["torch._tensor._rebuild_from_type_v2"] = Maker("a tensor", _tensor_of_type)
     return names
+
+
+# --- classes that are made of plain arguments ----------------------------------------------------------------------
+
+_LIST = (list, tuple)
+_NUMBER = (float, int)
+_WHOLE = (int,)
+_BOUND = (int, type(None))
+_TEXT = (str,)
+
+#: Full name, class, the fewest arguments, the types that each may have, and what both are called.
+_PLAIN_CLASSES: list[tuple[str, type, int, list[tuple[type, ...]], str]] = [
+    ("builtins.set", set, 0, [_LIST], "a list of elements"),
+    ("builtins.frozenset", frozenset, 0, [_LIST], "a list of elements"),
+    ("builtins.complex", complex, 2, [_NUMBER] * 2, "two numbers"),
+    ("builtins.range", range, 1, [_WHOLE] * 3, "whole numbers"),
+    ("builtins.slice", slice, 3, [_BOUND] * 3, "three whole numbers or None"),
+    ("collections.Counter", collections.Counter, 0, [(dict, type(None))], "a dict of counts"),
+    ("collections.deque", collections.deque, 0, [_LIST, _BOUND], "elements and a length"),
+    ("datetime.timedelta", datetime.timedelta, 3, [_WHOLE] * 3, "days, seconds and microseconds"),
+    ("datetime.timezone", datetime.timezone, 1, [(datetime.timedelta,), _TEXT], "an offset and a name"),
+    ("decimal.Decimal", decimal.Decimal, 1, [_TEXT], "a number as text"),
+    ("torch.device", torch.device, 1, [_TEXT, _WHOLE], "a device's name and number"),
+]
+
+
+def _plain_maker(
+    name: str, class_: type, fewest: int, types_: list[tuple[type, ...]], expected: str
+) -> Maker:
+    def make(*arguments: Any) -> Any:
+        _expect(fewest <= len(arguments) <= len(types_), expected)
+        _expect(all(type(one) in known for one, known in zip(arguments, types_, strict=False)), expected)
+        return class_(*arguments)
+
+    return Maker(name.rpartition(".")[2], make, type_=class_)
 
 
 # --- all of them ---------------------------------------------------------------------------------------------------
@@ -420,24 +400,14 @@ def _names() -> dict[str, Any]:
         "_codecs.encode": Maker("bytes", _bytes_of_text),
         "builtins.bytes": Maker("bytes", lambda: b"", type_=bytes),
         "builtins.bytearray": Maker("bytearray", _bytearray),
-        "builtins.set": Maker("set", _set, type_=set),
-        "builtins.frozenset": Maker("frozenset", lambda *values: frozenset(_set(*values)), type_=frozenset),
-        "builtins.complex": Maker("complex", _complex, type_=complex),
-        "builtins.range": Maker("range", _range),
-        "builtins.slice": Maker("slice", _slice),
         "builtins.Ellipsis": ...,
         "collections.OrderedDict": Maker(
             "OrderedDict", _ordered_dict, new=_ordered_dict, type_=collections.OrderedDict
         ),
-        "collections.Counter": Maker("Counter", _counter, type_=collections.Counter),
-        "collections.deque": Maker("deque", _deque, type_=collections.deque),
         "collections.defaultdict": Maker("defaultdict", _defaultdict, type_=collections.defaultdict),
         "datetime.datetime": Maker("datetime", _datetime),
         "datetime.date": Maker("date", _date),
         "datetime.time": Maker("time", _time),
-        "datetime.timedelta": Maker("timedelta", _timedelta),
-        "datetime.timezone": Maker("timezone", _timezone),
-        "decimal.Decimal": Maker("Decimal", _decimal),
         "fractions.Fraction": Maker("Fraction", _fraction),
         "uuid.UUID": Maker("UUID", new=lambda: uuid.UUID(int=0)),
         "_io.BytesIO": Maker("BytesIO", new=lambda: io.BytesIO()),
@@ -456,7 +426,8 @@ def _names() -> dict[str, Any]:
     ):
         for module in ("pathlib", "pathlib._local"):  # Python 3.13
             names[f"{module}.{name}"] = _path_maker(name, path)
-    return names | _numpy_names() | _torchs_names()
+    plain = {row[0]: _plain_maker(*row) for row in _PLAIN_CLASSES}
+    return names | _numpy_names() | _torchs_names() | plain
 
 
 #: By full name: a Maker, which may be called, or a value, which may be named.

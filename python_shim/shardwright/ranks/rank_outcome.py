@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -21,36 +20,15 @@ NOT_PUBLISHED = ". Nothing was published, and what had been written is removed"
 _TOLD = 8
 
 
-@dataclass
-class RankOutcome:
-    """What a rank tells the coordinator when it has written its part.
+def told_failure(rank: int, error: Exception) -> bytes:
+    """What a rank tells the coordinator that has not written its part (planner/save/write_results.h).
 
-    A failure travels there and is not raised at once, so that the coordinator removes what has been written.
+    It is not raised at once, so that the coordinator removes what has been written.
     """
-
-    rank: int
-    failure: str = ""
-    errno: int = 0
-    misfit: bool = False  #: the failure is a PlanError
-    row_sums: bytes = b""  #: of an export: checksums of what was written
-
-    def fail(self, error: Exception) -> None:
-        self.failure = text_of(error) or type(error).__name__
-        self.errno = _errno_of(error)
-        self.misfit = isinstance(error, PlanError)
-
-    def encode(self) -> bytes:
-        """A failure as bytes for the coordinator (planner/save/write_results.h)."""
-        encoded: bytes = _core.encode_failure(self.rank, self.failure, self.errno, self.misfit)
-        return encoded
-
-
-def failed_outcomes(told: list[bytes]) -> list[RankOutcome]:
-    """Of the ranks that have not written their part."""
-    return [
-        RankOutcome(rank, failure=failure, errno=errno, misfit=misfit)
-        for rank, failure, errno, misfit in _core.failures_of_results(told)
-    ]
+    text = text_of(error) or type(error).__name__
+    text = text.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8
+    encoded: bytes = _core.encode_failure(rank, text, _errno_of(error), isinstance(error, PlanError))
+    return encoded
 
 
 def expect_collectives(options: Mapping[str, Any]) -> None:
@@ -62,13 +40,13 @@ def expect_collectives(options: Mapping[str, Any]) -> None:
         )
 
 
-def expect_success(outcomes: Iterable[RankOutcome]) -> None:
-    """Raises what went wrong, naming the ranks."""
-    failed = [outcome for outcome in outcomes if outcome.failure]
-    if not failed:
-        return
-    text = _lines({outcome.rank: outcome.failure for outcome in failed})
-    raise _error(failed[0].errno, failed[0].misfit, text + NOT_PUBLISHED)
+def expect_success(told: list[bytes]) -> None:
+    """Raises what went wrong, by what ranks tell, naming them."""
+    failed = _core.failures_of_results(told)
+    if failed:
+        text = _lines({rank: failure for rank, failure, *_ in failed})
+        _, _, number, is_misfit = failed[0]
+        raise _error(number, is_misfit, text + NOT_PUBLISHED)
 
 
 def told(failure: CheckpointException, group: dist.ProcessGroup | None = None) -> Exception:

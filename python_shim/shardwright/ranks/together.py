@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -244,3 +247,29 @@ def failing_together(
         failure = error
     if group is not None:
         raise_if_any_failed(group, failure, partly_written)
+
+
+@contextmanager
+def held_interrupt() -> Iterator[list[FrameType | None]]:
+    """Holds a first Ctrl-C back to the end of the block: no rank leaves a round that the others are in. A second
+    one, of a user who does not wait for a rank that is gone, is KeyboardInterrupt at once.
+
+    Yields what is held: where the block raises, its caller has to look.
+    """
+    held: list[FrameType | None] = []
+    if threading.current_thread() is not threading.main_thread():  # interrupts come to that one alone
+        yield held
+        return
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append(frame)
+        if len(held) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, hold)
+    try:
+        yield held
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if held:
+        raise KeyboardInterrupt

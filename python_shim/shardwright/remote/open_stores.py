@@ -48,13 +48,6 @@ def reopen_store(address: str) -> None:
     _core.forget_plain_urls()
 
 
-def close_stores() -> None:
-    """Forgets all open stores, and so ends the connections that they keep for later."""
-    with _lock:
-        _open.clear()
-    _core.forget_plain_urls()
-
-
 def store_and_name(address: str) -> tuple[Store, str]:
     """For an address of an object or a folder: the store of its bucket, and its name in there."""
     root, key = root_and_key(address)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
-import re
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def run(options: argparse.Namespace) -> Answer:
         "boxes_in_pieces": reading.boxes_in_pieces,
     }
     if options.packed:
-        facts["packed"] = _held_packed(specs)
+        facts["packed"] = _held_packed(specs, weight_map.packed_weights)
     if options.json:  # every transfer, which may be many
         facts["transfers"] = [transfer_facts(one, tensors, catalog.files, specs) for one in transfers]
     sizes = " x ".join(f"{name} {size}" for name, size in facts["mesh"].items()) or "one rank"
@@ -96,26 +95,19 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer(facts, text)
 
 
-#: What is held beside codes, under their name and such an ending.
-_COMPANION = re.compile(r"_(input_|global_)?scale(_inv|_2)?$")
-
-
-def _held_packed(specs: list[Any]) -> list[dict[str, Any]]:
+def _held_packed(specs: list[Any], weight_of: dict[str, str]) -> list[dict[str, Any]]:
     """What this rank holds of codes, of each kind of companion and of what is not packed."""
-    names = {spec.fqn for spec in specs}
-    codes = {_COMPANION.sub("", name) for name in names if _COMPANION.search(name)} & names
     held: dict[tuple[str, str], dict[str, Any]] = {}
     for spec in specs:
-        ending = _COMPANION.search(spec.fqn)
-        kind = "codes" if spec.fqn in codes else "not packed"
-        if ending and spec.fqn[: ending.start()] in codes:
-            kind = ending.group()
+        weight = weight_of.get(spec.fqn)
+        kind = "not packed"
+        if weight is not None:  # "_scale_inv" of "projs_scale_inv", "input_scale" beside "proj.weight"
+            kind = spec.fqn[len(os.path.commonprefix([spec.fqn, weight])) :] or "codes"
         of_kind = held.setdefault(
             (kind, spec.dtype), {"holds": kind, "dtype": spec.dtype, "tensors": 0, "bytes": 0}
         )
-        bits = re.search(r"\d+", spec.dtype)  # every dtype's name has them, but BOOL's
         of_kind["tensors"] += 1
-        of_kind["bytes"] += math.prod(spec.local_shape) * (int(bits.group()) if bits else 8) // 8
+        of_kind["bytes"] += spec.local_bytes
     return [held[key] for key in sorted(held)]
 
 
