@@ -1,4 +1,5 @@
 #include "planner/models/general_map.h"
+#include "planner/names/rule_pieces.h"
 
 #include <gtest/gtest.h>
 
