@@ -1,11 +1,11 @@
 #include "planner/models/general_map.h"
-#include "planner/names/rule_pieces.h"
 
 #include <gtest/gtest.h>
 
 #include <tuple>
 
 #include "planner/models/general_rows.h"
+#include "planner/names/rule_pieces.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {
