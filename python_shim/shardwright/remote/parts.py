@@ -62,8 +62,8 @@ class PartsAhead:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
-        """Ends what is under way. Whoever presses Ctrl-C does not wait for a store that stalls: its request ends
-        later, by itself."""
+        """Ends what is under way. Ctrl-C is an error at once while a store stalls; its request ends by itself, for
+        which Python waits when it exits."""
         self._stopped.set()
         self._pool.shutdown(wait=error is None or issubclass(error, Exception), cancel_futures=True)
         self._begun.clear()
