@@ -88,19 +88,21 @@ std::vector<std::string> answer_all(const std::vector<std::string>& told, SavePl
     if (!lost.empty()) return refusals(states, lost, known);
     std::function<Dealing(const SavedValues&)> dealing_of;
     if (to_lowest) dealing_of = [](const SavedValues&) { return Dealing{{}, {}, true}; };
-    cache.plan = std::make_shared<const GlobalSavePlan>(plan_save(states, known, dealing_of));
+    auto plan = std::make_shared<const GlobalSavePlan>(plan_save(states, known, dealing_of));
     std::set<Hash> used;
     for (const RankState& state : states) {
       for (const RankState::Holding& holding : state.holdings) used.insert(holding.values);
     }
     std::erase_if(known, [&](const auto& entry) { return !used.contains(entry.first); });
-    cache.known = std::move(known);
     for (std::size_t r = 0; r < states.size(); ++r) {  // descriptions are kept once
       if (states[r].values.empty()) continue;
       states[r].values.clear();
       cache.states[all.states[r]] = encode(states[r]);
     }
+    // Together, and after all that may fail: the plan is looked up by these states.
+    cache.known = std::move(known);
     cache.states_of_ranks = std::move(all.states);
+    cache.plan = std::move(plan);
   }
   std::vector<std::string> answers;
   for (std::size_t r = 0; r < told.size(); ++r)
