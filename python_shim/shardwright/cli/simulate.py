@@ -36,8 +36,6 @@ WAYS = {
     "together": "a node's ranks together",
     "job": "the job's ranks together",
 }
-#: Phases of a load.
-PHASES = ("planning", "requests", "reading", "between nodes", "handing around", "decoding")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from html import escape
 from typing import Any, NamedTuple
 
 from shardwright.cli.simulate import (
-    PHASES,
     WAYS,
     mesh_text,
     rank_table,
@@ -53,7 +52,9 @@ svg .grid { stroke: var(--line) } svg .mean { stroke: var(--mark); stroke-width:
 svg .edge { stroke: var(--line); stroke-dasharray: 3 3 }
 svg .a, svg .b { shape-rendering: crispEdges }
 svg .a { fill: var(--a) } svg .b { fill: var(--b) } svg .on { fill: #fff; font-weight: 600 }
-""" + "".join(f"svg .p{i} {{ fill: var(--p{i}) }}\n" for i in range(len(PHASES)))
+svg .p0 { fill: var(--p0) } svg .p1 { fill: var(--p1) } svg .p2 { fill: var(--p2) }
+svg .p3 { fill: var(--p3) } svg .p4 { fill: var(--p4) } svg .p5 { fill: var(--p5) }
+"""
 
 
 def page(facts: dict[str, Any]) -> str:
