@@ -123,72 +123,95 @@ HWY_INLINE void store_rows(Words first, Words second, std::uint8_t* rows, std::i
 #endif
 }
 
+/// Rows whose values, of one column, are a cache line of 64 bytes.
+constexpr std::size_t rows_of_line = 32;
+
 /// The codes of two columns, those of the left one in the lower halves of the lanes.
 template <bool has_subnormals>
 HWY_INLINE Words mxfp8_pairs(const std::uint16_t* left, Words less) {
   const Words lower = mxfp8_codes<has_subnormals>(hn::Load(words, left), less);
   return hn::Or(lower,
-                hn::ShiftLeft<8>(mxfp8_codes<has_subnormals>(hn::Load(words, left + word_count), less)));
+                hn::ShiftLeft<8>(mxfp8_codes<has_subnormals>(hn::Load(words, left + rows_of_line), less)));
+}
+
+/// Of a vector of rows, where their scales are in order: no infinities, and no scales with which these
+/// kernels do not deal.
+struct UprightScales {
+  Words scale;
+  bool has_subnormals;  ///< a code may be one
+};
+
+/// Of rows whose largest and least magnitudes these are. Returns false where they are not in order.
+HWY_INLINE bool find_upright_scales(Words most, Words least, UprightScales& found) {
+  // As smallest_scale_of_float(), of numbers whose last 16 bits are zeros.
+  const Words carried = hn::ShiftRight<bf16_mantissa_bits>(hn::Add(most, hn::Set(words, 0x1F)));
+  found.scale = hn::SaturatedSub(carried, hn::Set(words, 8));
+  const Words too_small = hn::Set(words, least_mxfp8_scale - 1);
+  const auto is_infinite = hn::Eq(hn::Max(most, hn::Set(words, bf16_infinity)), most);
+  const auto is_small = hn::Eq(hn::Max(found.scale, too_small), too_small);
+  const auto is_zero = hn::Eq(most, hn::Zero(words));
+  if (!hn::AllFalse(words, hn::Or(is_infinite, hn::AndNot(is_zero, is_small)))) return false;
+  // Zeros count as such: weights have hardly any.
+  const Words least_normal = hn::Add(mxfp8_less(found.scale), hn::Set(words, 1 << bf16_mantissa_bits));
+  found.has_subnormals = !hn::AllTrue(words, hn::Eq(hn::Max(least, least_normal), least));
+  return true;
 }
 
 /// A vector is of so many rows. Codes of two columns share a lane, and lie down as such.
 bool encode_mxfp8_upright(const void* source, std::int64_t column_stride, std::int64_t rows,
                           const void* ahead, std::uint8_t* codes, std::int64_t row_stride,
                           std::uint8_t* scales, std::int64_t scale_row_stride) {
-  constexpr auto step = static_cast<std::int64_t>(word_count);
+  constexpr std::size_t vectors = rows_of_line / word_count;
   constexpr std::size_t pairs = mxfp8_block / 2;
+  constexpr std::size_t fetched = mxfp8_block / vectors;  // lines, while a vector's codes are made
   constexpr std::int64_t square = 8;
   const hn::Rebind<std::uint8_t, decltype(words)> narrow;
-  alignas(64) std::uint16_t values[mxfp8_block * word_count];
+  alignas(64) std::uint16_t values[mxfp8_block * rows_of_line];
   alignas(64) std::uint8_t of_rows[word_count];
-  // Lines are fetched all the time, as few can be under way at once; those of a column one behind the other.
-  const auto* behind = static_cast<const std::uint16_t*>(ahead);
-  std::int64_t fetched = 0;
-  const auto fetch = [&]() HWY_ATTR {
-    hwy::Prefetch(behind + fetched);
-    fetched += step;
-    if (fetched < rows) return;
-    fetched = 0;
-    behind += column_stride;
-  };
-  for (std::int64_t at = 0; at < rows; at += step) {
-    Words most = hn::Zero(words);
-    Words least = hn::Set(words, bf16_magnitude);
-    for (std::size_t column = 0; column < mxfp8_block; ++column) {
-      const auto* from = static_cast<const std::uint16_t*>(source) + at;
-      const Words bits = hn::LoadU(words, from + static_cast<std::int64_t>(column) * column_stride);
-      // Rows of large tensors are in the way of each other in a cache: they are not looked for there again.
-      hn::Store(bits, words, values + column * word_count);
-      const Words magnitude = hn::And(bits, hn::Set(words, bf16_magnitude));
-      most = hn::Max(most, magnitude);
-      least = hn::Min(least, magnitude);
+  for (std::int64_t first = 0; first < rows; first += rows_of_line) {
+    Words most[vectors];
+    Words least[vectors];
+    for (std::size_t v = 0; v < vectors; ++v) {
+      most[v] = hn::Zero(words);
+      least[v] = hn::Set(words, bf16_magnitude);
     }
-    // As smallest_scale_of_float(), of numbers whose last 16 bits are zeros.
-    const Words carried = hn::ShiftRight<bf16_mantissa_bits>(hn::Add(most, hn::Set(words, 0x1F)));
-    const Words scale = hn::SaturatedSub(carried, hn::Set(words, 8));
-    const auto is_infinite = hn::Eq(hn::Max(most, hn::Set(words, bf16_infinity)), most);
-    const auto is_small =
-        hn::Eq(hn::Max(scale, hn::Set(words, least_mxfp8_scale - 1)), hn::Set(words, least_mxfp8_scale - 1));
-    const auto is_zero = hn::Eq(most, hn::Zero(words));
-    if (!hn::AllFalse(words, hn::Or(is_infinite, hn::AndNot(is_zero, is_small)))) return false;
-    hn::StoreU(hn::TruncateTo(narrow, scale), narrow, of_rows);
-    for (std::int64_t row = 0; row < step; ++row) scales[(at + row) * scale_row_stride] = of_rows[row];
-    const Words less = mxfp8_less(scale);
-    // Zeros count as such: weights have hardly any.
-    const Words least_normal = hn::Add(less, hn::Set(words, 1 << bf16_mantissa_bits));
-    const bool has_subnormals = !hn::AllTrue(words, hn::Eq(hn::Max(least, least_normal), least));
-    Words lines[pairs];
-    for (std::size_t pair = 0; pair < pairs; ++pair) {
-      fetch();
-      fetch();
-      const std::uint16_t* left = values + 2 * pair * word_count;
-      lines[pair] =
-          HWY_UNLIKELY(has_subnormals) ? mxfp8_pairs<true>(left, less) : mxfp8_pairs<false>(left, less);
+    // Rows of large tensors are in the way of each other in a cache: a line is taken at once, and not looked
+    // for there again.
+    const auto* from = static_cast<const std::uint16_t*>(source) + first;
+    for (std::size_t column = 0; column < mxfp8_block; ++column, from += column_stride) {
+      for (std::size_t v = 0; v < vectors; ++v) {
+        const Words bits = hn::LoadU(words, from + v * word_count);
+        hn::Store(bits, words, values + column * rows_of_line + v * word_count);
+        const Words magnitude = hn::And(bits, hn::Set(words, bf16_magnitude));
+        most[v] = hn::Max(most[v], magnitude);
+        least[v] = hn::Min(least[v], magnitude);
+      }
     }
-    turn_squares(lines);
-    turn_squares(lines + square);
-    for (std::int64_t line = 0; line < square; ++line)
-      store_rows(lines[line], lines[square + line], codes + (at + line) * row_stride, square * row_stride);
+    const auto* behind = static_cast<const std::uint16_t*>(ahead) + first;
+    for (std::size_t v = 0; v < vectors; ++v) {
+      UprightScales found;
+      if (!find_upright_scales(most[v], least[v], found)) return false;
+      const std::int64_t at = first + static_cast<std::int64_t>(v * word_count);
+      hn::StoreU(hn::TruncateTo(narrow, found.scale), narrow, of_rows);
+      for (std::size_t row = 0; row < word_count; ++row)
+        scales[(at + static_cast<std::int64_t>(row)) * scale_row_stride] = of_rows[row];
+      const Words less = mxfp8_less(found.scale);
+      Words lines[pairs];
+      for (std::size_t pair = 0; pair < pairs; ++pair) {
+        // Lines are fetched all the time, as few can be under way at once.
+        for (std::size_t i = pair * fetched / pairs; i < (pair + 1) * fetched / pairs; ++i) {
+          hwy::Prefetch(behind);
+          behind += column_stride;
+        }
+        const std::uint16_t* left = values + 2 * pair * rows_of_line + v * word_count;
+        lines[pair] = HWY_UNLIKELY(found.has_subnormals) ? mxfp8_pairs<true>(left, less)
+                                                         : mxfp8_pairs<false>(left, less);
+      }
+      turn_squares(lines);
+      turn_squares(lines + square);
+      for (std::int64_t line = 0; line < square; ++line)
+        store_rows(lines[line], lines[square + line], codes + (at + line) * row_stride, square * row_stride);
+    }
   }
   return true;
 }
