@@ -33,6 +33,41 @@ void copy_into(const EncodedBox& encoded, DType dtype, const EncodedBox& whole, 
   }
 }
 
+/// A cache line has fewer values. Strips of rows and of columns are a multiple of it where they can be.
+constexpr std::int64_t upright_grid = 64;
+
+/// Whether the values of a column are neighbours in memory, and are encoded from there.
+bool is_upright(const EncodingSource& source, const ExportTask& task, const TensorSpec& spec) {
+  const Transfer& transfer = source.transfer_of(task);
+  if (!transfer.encoding.scaled || spec.device == DeviceKind::cuda || source.templates() != nullptr ||
+      !is_in_columns(source.layout(), source.layout().catalog.tensors[transfer.source]))
+    return false;
+  const StridedMemory values = values_of(transfer, task.box, spec);
+  return values.strides[0] == 1 && values.strides[1] != 1;
+}
+
+/// Cuts a matrix into squares of so many bytes, strips of rows one behind the other: columns of values are
+/// runs as long as the rows of their codes.
+void cut_upright(const ExportTask& task, const Encoding& encoding, std::uint64_t bytes,
+                 std::vector<ExportTask>& parts) {
+  const auto most = static_cast<std::int64_t>(bytes);
+  std::int64_t side = upright_grid;
+  while ((side + upright_grid) * (side + upright_grid) <= most) side += upright_grid;
+  const Box& box = task.box;
+  const std::int64_t columns = std::min(side, box.size[1]);
+  const std::int64_t of_row =
+      columns + columns / encoding.block_columns + 2;  // with scales, also of cut blocks
+  std::int64_t rows = std::max<std::int64_t>(1, most / of_row);
+  if (rows > upright_grid) rows -= rows % upright_grid;
+  const Shape end = {box.offset[0] + box.size[0], box.offset[1] + box.size[1]};
+  for (std::int64_t row = box.offset[0]; row < end[0]; row += rows) {
+    for (std::int64_t column = box.offset[1], width = 0; column < end[1]; column += width) {
+      width = std::min(side - column % encoding.block_columns, end[1] - column);
+      parts.push_back({task.transfer, {{row, column}, {std::min(rows, end[0] - row), width}}});
+    }
+  }
+}
+
 }  // namespace
 
 EncodingSource::EncodingSource(const std::string& share, const std::vector<TensorSpec>& specs,
@@ -54,6 +89,17 @@ std::size_t bytes_of(const EncodedBox& encoded, const Catalog& catalog) {
   return static_cast<std::size_t>(bytes_of_box(catalog.tensors[encoded.tensor].dtype, encoded.box));
 }
 
+void cut_for_threads(const EncodingSource& source, const EncodingResources& resources, const ExportTask& task,
+                     std::vector<ExportTask>& parts) {
+  const ExportLayout& layout = source.layout();
+  const Transfer& transfer = source.transfer_of(task);
+  const TensorSpec& spec = source.parts().specs[transfer.destination];
+  const TaskBounds bounds = task_bounds(resources, layout, spec);
+  if (!is_empty(task.box) && is_upright(source, task, spec))
+    return cut_upright(task, transfer.encoding, bounds.bytes, parts);
+  cut_task(task, transfer, layout.catalog.tensors[transfer.source].dtype, bounds, parts);
+}
+
 EncodingFigures encode_into_memory(const EncodingSource& source, std::span<const TaskInMemory> tasks) {
   const ExportLayout& layout = source.layout();
   const std::vector<TensorSpec>& specs = source.parts().specs;
@@ -69,9 +115,7 @@ EncodingFigures encode_into_memory(const EncodingSource& source, std::span<const
   std::vector<ExportTask> parts;
   std::vector<std::size_t> task_of_part;
   for (std::size_t n = 0; n < tasks.size(); ++n) {
-    const Transfer& transfer = source.transfer_of(tasks[n].task);
-    cut_task(tasks[n].task, transfer, layout.catalog.tensors[transfer.source].dtype,
-             task_bounds(resources, layout, specs[transfer.destination]), parts);
+    cut_for_threads(source, resources, tasks[n].task, parts);
     task_of_part.resize(parts.size(), n);
   }
   EncodingFigures figures;

@@ -48,6 +48,10 @@ class EncodingSource {
   ExportTasks work_;
 };
 
+/// Cuts a task of the source into those that its threads encode at a time, and adds them.
+void cut_for_threads(const EncodingSource& source, const EncodingResources& resources, const ExportTask& task,
+                     std::vector<ExportTask>& parts);
+
 /// A task, and where its bytes go.
 struct TaskInMemory {
   ExportTask task;

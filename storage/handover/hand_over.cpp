@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <set>
@@ -26,9 +27,12 @@
 namespace shardwright {
 namespace {
 
-/// Bytes that are encoded at a time: with their values, less than a core's second-level cache holds, so
-/// that they are copied from there.
-constexpr std::size_t task_bytes = std::size_t{1} << 18;
+/// Bytes that are encoded at a time, such as the codes and scales of 512 x 512 values: few enough that a
+/// core's second-level cache has them when they are copied.
+constexpr std::size_t task_bytes = (std::size_t{1} << 18) + (std::size_t{1} << 14);
+
+/// No transfer has more: it is cut for the threads that encode it, once they are known.
+constexpr std::size_t whole_transfers = std::numeric_limits<std::size_t>::max();
 
 /// Whether a rank has told of values, which may be others in the next hand-over.
 bool has_values(const std::string& told) {
@@ -193,7 +197,7 @@ class Prepared {
             : 0;
     writing.devices = options_.devices;
     source_ = std::make_unique<EncodingSource>(share, *side_.specs, *side_.state, request_,
-                                               PartsOfRank::written, task_bytes, writing);
+                                               PartsOfRank::written, whole_transfers, writing);
   }
 
   std::vector<std::vector<ExportTask>> tasks_of_layers(const DevicesInUse& devices, std::uint64_t& bytes) {
@@ -205,12 +209,9 @@ class Prepared {
     const std::vector<TensorSpec>& specs = source_->parts().specs;
     resources_ = resources_for(source_->options(), specs, devices, bytes);
     std::vector<std::vector<ExportTask>> tasks(planned_.layers.names.size());
-    for (const ExportTask& task : whole_tasks) {
-      const Transfer& transfer = source_->transfer_of(task);
-      cut_task(task, transfer, catalog.tensors[transfer.source].dtype,
-               task_bounds(*resources_, source_->layout(), specs[transfer.destination]),
-               tasks[planned_.layers.of_tensor[transfer.source]]);
-    }
+    for (const ExportTask& task : whole_tasks)
+      cut_for_threads(*source_, *resources_, task,
+                      tasks[planned_.layers.of_tensor[source_->transfer_of(task).source]]);
     return tasks;
   }
 

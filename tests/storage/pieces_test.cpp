@@ -98,6 +98,21 @@ TEST(pieces, of_any_state_of_any_ranks_are_what_the_definition_says) {
   }
 }
 
+/// Matrices are cut both ways for the threads that encode them.
+TEST(pieces, of_matrices_with_more_columns_than_are_encoded_at_a_time) {
+  Random random(14);
+  for (int round = 0; round < 4; ++round) {
+    const RandomExport state(random, 700);
+    std::vector<std::vector<TensorSpec>> specs;
+    for (const RankTensors& rank : state.ranks) specs.push_back(rank.specs);
+    ExportWriting writing;
+    writing.threads = 2;
+    writing.staging_bytes = std::size_t{128} << 10;
+    expect_same(hand_over(specs, state.request, writing, std::size_t{1} << 20), state.expected());
+    if (testing::Test::HasFailure()) FAIL() << "round " << round;
+  }
+}
+
 TEST(pieces, of_tensors_on_devices_are_the_same) {
   Random random(12);
   for (std::uint64_t round = 0; round < 10; ++round) {
