@@ -90,19 +90,24 @@ int hf_outputs(const LoraSpelling& spelling, const std::string& weight, const st
   return hf_dimension_of(spelling.released(), weight, hf_name, 2);
 }
 
-/// Whether a row of the table, and not "all else keeps its name", has the weight.
-bool is_of_the_model(const WeightMap& map, const std::string& weight) {
+/// The row of the table that has the weight; null: none.
+const Rule* row_of(const WeightMap& map, const std::string& weight) {
   const auto own = std::find_if(map.rules.begin(), map.rules.end(),
                                 [&](const Rule& rule) { return rule.native.match(weight).has_value(); });
-  return own != map.rules.end() && (own->known || own->hf.text() != "{*}");
+  return own == map.rules.end() ? nullptr : &*own;
+}
+
+/// Whether a row of the table, and not "all else keeps its name", has the weight.
+bool is_of_the_model(const WeightMap& map, const std::string& weight) {
+  const Rule* own = row_of(map, weight);
+  return own != nullptr && (own->known || own->hf.text() != "{*}");
 }
 
 /// Notes which rows of an HF matrix are the weight's, where a row of the table gives it a part of that.
 /// Returns false for rows in another order, or a part of the columns.
 bool note_rows(const WeightMap& map, const std::string& weight, LoraPlace& place) {
-  const auto own = std::find_if(map.rules.begin(), map.rules.end(),
-                                [&](const Rule& rule) { return rule.native.match(weight).has_value(); });
-  if (own == map.rules.end() || own->axes.is_identity()) return true;
+  const Rule* own = row_of(map, weight);
+  if (own == nullptr || own->axes.is_identity()) return true;
   constexpr std::string_view arrow = " -> ";
   constexpr std::string_view columns = " i";
   const std::string& text = own->axes.text();
@@ -115,7 +120,7 @@ bool note_rows(const WeightMap& map, const std::string& weight, LoraPlace& place
   place.of = 0;
   for (const Rule& rule : map.rules) {
     if (rule.hf.text() != own->hf.text()) continue;
-    if (&rule == &*own) place.part = place.of;
+    if (&rule == own) place.part = place.of;
     ++place.of;
   }
   return true;
@@ -189,6 +194,32 @@ std::optional<LoraPlace> place_in_automodel(const LoraSpelling& spelling, const 
   return place;
 }
 
+/// HF's names of a weight that the trainer calls as transformers' model does, where a row of the trainer's
+/// layout for all else in the text part would put that part's prefix before it once more. None for any other.
+std::vector<std::string> hf_names_by_transformers(const LoraSpelling& spelling, const std::string& weight) {
+  const Rule* own = row_of(spelling.released(), weight);
+  if (own == nullptr || own->known || own->hf.text() == "{*}") return {};
+  if (!has_lora_layout(spelling.family(), transformers)) return {};
+  std::vector<std::string> names = hf_names_of(spelling.whole_transformers(), weight, -1);
+  for (std::string& name : names) name = to_checkpoint_spelling(spelling.released().dialect, name);
+  return names;
+}
+
+/// Of a module of transformers' that is several of HF's, as a peft trainer has it.
+std::optional<LoraPlace> place_of_joined(const LoraSpelling& spelling,
+                                         const std::vector<std::string>& hf_names) {
+  LoraPlace place{spelling.layout(), spelling.prefix()};
+  if (spelling.layout() == transformers) {
+    const std::vector<NameMatch> found = native_matches_of(spelling.transformers(), hf_names.front());
+    if (found.size() != 1) return std::nullopt;
+    place.modules = {spelling.module_of(found.front().fqn)};
+    return place;
+  }
+  for (const std::string& name : hf_names) place.modules.push_back(spelling.module_of(name));
+  place.parts = static_cast<std::int64_t>(hf_names.size());
+  return place;
+}
+
 void add_rule(WeightMap& map, const std::string& hf, const std::string& native, const std::string& axes,
               bool repeats, bool rest_is_zero) {
   Rule rule{NamePattern(hf), NamePattern(native)};
@@ -227,6 +258,13 @@ const WeightMap& LoraSpelling::transformers() const {
   return *transformers_;
 }
 
+const WeightMap& LoraSpelling::whole_transformers() const {
+  if (whole_transformers_ == nullptr) {
+    whole_transformers_ = map_for_beginning(*family_, family_->text_names.front(), shardwright::transformers);
+  }
+  return *whole_transformers_;
+}
+
 std::string LoraSpelling::module_of(std::string_view weight) const {
   if (weight.ends_with(weight_end)) weight.remove_suffix(weight_end.size());
   return prefix_ + std::string(weight);
@@ -252,7 +290,14 @@ std::string LoraPlace::stack(std::size_t number) const {
 }
 
 std::optional<LoraPlace> place_of(const LoraSpelling& spelling, const std::string& weight) {
-  const std::string name = in_the_table(spelling, weight);
+  std::string name = in_the_table(spelling, weight);
+  if (const std::vector<std::string> names = hf_names_by_transformers(spelling, name); names.size() > 1) {
+    return place_of_joined(spelling, names);
+  } else if (names.size() == 1) {
+    const std::vector<NameMatch> found = native_matches_of(spelling.released(), names.front());
+    if (found.size() != 1) return std::nullopt;
+    name = found.front().fqn;
+  }
   if (!is_of_the_model(spelling.released(), name)) return std::nullopt;
   if (spelling.layout() != automodel && is_multiplied(spelling.released(), name)) return std::nullopt;
   if (spelling.layout() == transformers) return place_in_transformers(spelling, name);

@@ -42,6 +42,10 @@ class LoraSpelling {
   /// The table between HF's names and transformers'. Made when first asked for.
   const WeightMap& transformers() const;
 
+  /// The same for the model with all its parts, which a trainer of transformers' model has also where the
+  /// file is for the text part alone. Made when first asked for.
+  const WeightMap& whole_transformers() const;
+
   /// A module's name in the file, from that of its weight in the model.
   std::string module_of(std::string_view weight) const;
 
@@ -52,6 +56,7 @@ class LoraSpelling {
   std::string prefix_;
   mutable std::shared_ptr<const WeightMap> released_;
   mutable std::shared_ptr<const WeightMap> transformers_;
+  mutable std::shared_ptr<const WeightMap> whole_transformers_;
 };
 
 /// The families that an adapter may be for: all for "auto", else the one that is called so, or has such a

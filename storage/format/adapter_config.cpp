@@ -145,10 +145,10 @@ std::string shown(const Value& value) {
   switch (value.kind) {
     case Value::Kind::text:
       return in_quotes(value.text);
-    case Value::Kind::list:
-      return "[]";
+    case Value::Kind::list:  // what is in it was not kept
+      return "a list";
     case Value::Kind::object:
-      return "{}";
+      return "an object";
     default:
       return printable(value.text, 100);
   }
@@ -166,7 +166,7 @@ std::string shown(const Member& member) {
   return is_object ? "{" + text + "}" : "[" + text + "]";
 }
 
-/// What a member is not, in words; caught by parse_adapter_config(), which names the file.
+/// What a member should be and is not, in words; caught by parse_adapter_config(), which names the file.
 struct Unexpected {
   std::string what;
 };
@@ -187,7 +187,7 @@ std::int64_t whole_rank(const Value& value) {
 
 AdapterConfig settings_of(const MemberReader& members) {
   for (const char* name : {"r", "lora_alpha"}) {
-    if (!members.has(name)) throw Unexpected{std::string("no ") + name};
+    if (!members.has(name)) throw Unexpected{std::string(name) + ": expected a number, found none"};
   }
   AdapterConfig config;
   config.r = whole_rank(members.at("r").value);
@@ -279,13 +279,13 @@ void expect_plain(const MemberReader& members, const std::string& file) {
 }  // namespace
 
 AdapterConfig parse_adapter_config(std::string_view text, const std::string& file) {
-  const auto malformed = [&](const std::string& found) {
-    return Error(
-        ErrorKind::malformed,
-        file + ": expected a JSON object with numbers r and lora_alpha as peft writes it, found " + found);
+  const auto malformed = [&](const std::string& what) {
+    return Error(ErrorKind::malformed,
+                 file + ": " + what + "; copy the adapter again, or save it again with peft");
   };
   MemberReader members;
-  if (const auto fault = parse_json_object(text, members)) throw malformed(*fault);
+  if (const auto fault = parse_json_object(text, members))
+    throw malformed("expected the JSON of an adapter's configuration, but " + *fault);
   expect_plain(members, file);
   try {
     AdapterConfig config = settings_of(members);

@@ -7,7 +7,7 @@ namespace shardwright {
 bool JsonEvents::parse_error(std::size_t, const std::string&, const Json::exception& error) {
   const std::string_view text = error.what();
   const std::size_t bracket = text.find("] ");  // the parser's own error number, which helps nobody
-  fault = printable(bracket == std::string_view::npos ? text : text.substr(bracket + 2));
+  fault = "found a " + printable(bracket == std::string_view::npos ? text : text.substr(bracket + 2));
   return false;
 }
 
@@ -19,7 +19,7 @@ std::optional<std::string> parse_json_object(std::string_view text, JsonEvents& 
   const std::size_t first = text.find_first_not_of(" \t\r\n");
   if (first == std::string_view::npos) return "found no text at all";
   if (text[first] != '{')
-    return "expected an object, which begins with {, found " + in_quotes(text.substr(first, 1));
+    return "found " + in_quotes(text.substr(first, 1)) + " in place of the { that an object begins with";
   if (!nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &events)) return events.fault;
   return std::nullopt;
 }

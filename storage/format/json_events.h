@@ -29,11 +29,11 @@ struct JsonEvents {
   virtual bool end_array() { return true; }
   bool parse_error(std::size_t position, const std::string& last_token, const Json::exception& error);
 
-  std::string fault;
+  std::string fault;  ///< "found a parse error at line 1, ..."
 };
 
 /// Sends `text`, which must be one JSON object and nothing after it but white space, to `events`. Returns
-/// what is wrong with the text, if anything is.
+/// what is wrong with the text, if anything is: "found ...", which follows what was expected.
 std::optional<std::string> parse_json_object(std::string_view text, JsonEvents& events);
 
 }  // namespace shardwright

@@ -115,7 +115,7 @@ void read_chunk_offsets(SafetensorsHeader& header, const std::string& file) {
   if (entry == header.metadata.end() || entry->second.empty()) return;
   ShardingReader reader(file);
   if (const auto fault = parse_json_object(entry->second, reader))
-    malformed_sharding(file, "expected JSON: " + *fault);
+    malformed_sharding(file, "expected JSON, but " + *fault);
 
   for (SourceTensor& tensor : header.tensors) {
     const auto found = reader.offsets.find(tensor.name);

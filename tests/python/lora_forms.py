@@ -104,6 +104,41 @@ def fused_in_file(lora: Sd) -> Sd:
     )
 
 
+#: A trainer of transformers' own M3 calls its modules so; also what peft calls them in its files.
+M3_ATTENTION = "model.language_model.layers.1.self_attn.q_proj"
+M3_INDEXER = "model.language_model.layers.1.self_attn.indexer.q_proj"
+M3_SHARED = "model.language_model.layers.1.mlp.shared_experts"
+M3_VISION = "model.vision_tower.layers.0.self_attn.q_proj"
+
+
+def minimax_m3_of_transformers() -> Sd:
+    generator = torch.Generator().manual_seed(7)
+    return (
+        module(M3_ATTENTION, 14, HIDDEN, generator)
+        | module(M3_INDEXER, 4, HIDDEN, generator)
+        | module(f"{M3_SHARED}.gate_up_proj", 2 * INTER, HIDDEN, generator)
+        | module(f"{M3_SHARED}.down_proj", HIDDEN, INTER, generator)
+        | module(M3_VISION, 8, 8, generator)
+    )
+
+
+def minimax_m3_released(lora: Sd) -> Sd:
+    """Under the released names: gate and up are two modules, which share the one's A."""
+    renamed = {
+        M3_ATTENTION: "language_model.model.layers.1.self_attn.q_proj",
+        M3_INDEXER: "language_model.model.layers.1.self_attn.index_q_proj",
+        f"{M3_SHARED}.down_proj": "language_model.model.layers.1.block_sparse_moe.shared_experts.down_proj",
+        M3_VISION: "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj",
+    }
+    stored: Sd = {}
+    for name, released in renamed.items():
+        stored |= filed(released, lora[f"{name}.lora_A.weight"], lora[f"{name}.lora_B.weight"])
+    a = lora[f"{M3_SHARED}.gate_up_proj.lora_A.weight"]
+    gate, up = lora[f"{M3_SHARED}.gate_up_proj.lora_B.weight"].chunk(2)
+    shared = "language_model.model.layers.1.block_sparse_moe.shared_experts."
+    return stored | filed(shared + "gate_proj", a, gate) | filed(shared + "up_proj", a, up)
+
+
 def step_in_file(lora: Sd) -> Sd:
     """Each projection is one parameter, called weight, of a module of its own."""
     a, b = pair(lora, EXPERTS_OF_STEP, "gate_and_up")
@@ -156,6 +191,9 @@ FORMS = [
         step_in_file,
         tuple(f"model.layers.1.moe.{name}_proj.weight" for name in ("down", "gate", "up")),
     ),
+    Form("minimax_m3", "transformers", minimax_m3_of_transformers, modules_of),
+    Form("minimax_m3", "huggingface", minimax_m3_of_transformers, minimax_m3_released),
+    Form("minimax_m3", "automodel", minimax_m3_of_transformers, minimax_m3_released),
     # nemo-automodel's own file has the trainer's tensors.
     Form(
         "mistral4",

@@ -245,9 +245,30 @@ def test_onto_itself(tmp_path: Path):
     assert differing(held(source), before) == []
 
 
+def test_onto_itself_with_overwrite_is_what_it_is_elsewhere(tmp_path: Path):
+    source = source_in(tmp_path / "source", RULES["mxfp8"]("a.weight", VALUES))
+    sw.convert(source, tmp_path / "to", quantization="bf16")
+    sw.convert(source, source, quantization="bf16", overwrite=True)
+    assert differing(held(source), held(tmp_path / "to")) == []
+    assert not (source / "model.safetensors").exists() and (source / "tokenizer.json").exists()
+    assert sw.verify(source).problems == []
+
+
+def test_onto_itself_what_fails_leaves_the_source(tmp_path: Path):
+    values = VALUES.clone()
+    values[299, 255] = float("inf")
+    source = source_in(tmp_path / "source", {"a.weight": values})
+    before = {file.name: file.read_bytes() for file in source.iterdir()}
+    with pytest.raises(ValueError, match=r"a\.weight.*infini"):
+        sw.convert(source, source, quantization="block_fp8", quantized_weights=["a.weight"], overwrite=True)
+    assert {file.name: file.read_bytes() for file in source.iterdir()} == before
+
+
 KILLED = """
 import sys, shardwright as sw
-sw.convert(sys.argv[1], sys.argv[2], quantization="nvfp4-modelopt", quantized_weights=["*"], buffer_bytes=1 << 16)
+onto_itself = sys.argv[1] == sys.argv[2]
+how = {"quantization": "nvfp4-modelopt", "quantized_weights": ["*"], "overwrite": True if onto_itself else None}
+sw.convert(sys.argv[1], sys.argv[2], buffer_bytes=1 << 16, **how)
 """
 
 
@@ -278,6 +299,31 @@ def test_a_kill_at_any_moment_leaves_no_checkpoint(tmp_path: Path):
     assert killed > 0
     sw.convert(source, tmp_path / "to0", quantization="nvfp4-modelopt", quantized_weights=["layers.*"])
     assert sw.verify(tmp_path / "to0").problems == []
+
+
+@pytest.mark.ranks
+def test_onto_itself_a_kill_leaves_the_source(tmp_path: Path):
+    large = {f"layers.{n}.weight": torch.randn(512, 512, generator=DRAW).bfloat16() for n in range(40)}
+    source = source_in(tmp_path / "source", large)
+    before = held(source)
+    for _ in range(5):  # a slow machine may see it too late
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, source, source], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        while len(files_below(source)) < 2 and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        if not (source / "model.safetensors.index.json").exists():
+            break
+        shutil.rmtree(source)
+        source_in(source, large)
+    assert process.returncode == -signal.SIGKILL
+    assert differing(held(source), before) == []
+    sw.convert(
+        source, source, quantization="nvfp4-modelopt", quantized_weights=["layers.*"], overwrite=True
+    )
+    assert sw.verify(source).problems == [] and not (source / "model.safetensors").exists()
 
 
 @pytest.mark.ranks

@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 import shardwright as sw
 import torch
-from lora_forms import EXPERTS_OF_STEP, FORMS, Form
+from lora_forms import (
+    EXPERTS_OF_STEP,
+    EXPERTS_OF_VISION_MODEL,
+    FORMS,
+    INTER,
+    Form,
+    minimax_m3_of_transformers,
+    modules_of,
+    stacks,
+    wrapped,
+)
 from lora_reference import nan_like, read_adapter, write_adapter
 from reference import differing
 
@@ -34,6 +44,28 @@ def test_a_file_that_others_wrote_is_loaded(form: Form, tmp_path: Path):
     back = nan_like(lora)
     sw.load_lora(back, tmp_path, model=form.model)
     assert differing(back, lora) == []
+
+
+def test_a_trainer_of_all_parts_writes_for_the_text_model_alone(tmp_path: Path):
+    """Of the text model alone no name has "language_model"."""
+    lora = {name: t for name, t in minimax_m3_of_transformers().items() if "vision" not in name}
+    sw.save_lora(lora, tmp_path, alpha=8.0, model="minimax_m3", text_only=True)
+    alone = modules_of(lora, lambda name: name.replace("language_model.", ""))
+    assert differing(read_adapter(tmp_path), alone) == []
+
+
+def test_a_state_dict_of_peft_keeps_its_names(tmp_path: Path):
+    lora = modules_of(minimax_m3_of_transformers())  # as peft's get_peft_model_state_dict has them
+    sw.save_lora(lora, tmp_path, alpha=8.0, model="minimax_m3")
+    assert differing(read_adapter(tmp_path), lora) == []
+
+
+def test_stacks_under_a_name_of_all_parts_are_those_of_the_experts(tmp_path: Path):
+    """nemo-automodel's stacks of experts, in a model that calls its text part as transformers does."""
+    lora = stacks(EXPERTS_OF_VISION_MODEL, 2 * INTER)
+    sw.save_lora(lora, tmp_path, alpha=8.0, model="minimax_m3")
+    in_file = wrapped(lora, EXPERTS_OF_VISION_MODEL, EXPERTS_OF_VISION_MODEL) | modules_of(lora)
+    assert differing(read_adapter(tmp_path), in_file) == []
 
 
 def test_parameters_that_peft_never_turned_have_one_sense(tmp_path: Path):

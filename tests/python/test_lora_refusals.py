@@ -348,13 +348,22 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ['{"r": Infinity, "lora_alpha": 8}', '{"r": 2, "lora_alpha": ' + "[" * 5000 + "1" + "]" * 5000 + "}"],
+    ("text", "words"),
+    [
+        ('{"r": Infinity, "lora_alpha": 8}', "but found a parse error at line 1"),
+        (
+            '{"r": 2, "lora_alpha": ' + "[" * 5000 + "1" + "]" * 5000 + "}",
+            "lora_alpha: expected a finite number, found a list",
+        ),
+    ],
+    ids=["infinity", "lists"],
 )
-def test_a_config_with_numbers_that_are_none(tmp_path: Path, per_expert: dict[str, torch.Tensor], text: str):
+def test_a_config_with_numbers_that_are_none(
+    tmp_path: Path, per_expert: dict[str, torch.Tensor], text: str, words: str
+):
     path = write_adapter(tmp_path, per_expert)
     (path / "adapter_config.json").write_text(text)
-    refused(path, trainers(), "adapter_config.json", "r and lora_alpha", error=sw.CheckpointFormatError)
+    refused(path, trainers(), "adapter_config.json", words, error=sw.CheckpointFormatError)
 
 
 def test_a_config_far_too_long_is_not_read(tmp_path: Path, per_expert: dict[str, torch.Tensor]):

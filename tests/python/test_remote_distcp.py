@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -140,6 +142,42 @@ def test_ctrl_c_is_heard_while_a_store_stalls(server, bucket):
     assert time.monotonic() - began < 4
     for one in reading_parts():
         one.join()
+
+
+INTERRUPTED = """
+import signal, sys
+import shardwright as sw, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sw.load({"a": torch.zeros(2000, 700)}, sys.argv[1])
+"""
+
+
+@pytest.mark.process
+def test_ctrl_c_ends_the_process_while_a_store_stalls(server, bucket):
+    """The store's connection is given up after 20 s without a byte: nothing waits for that."""
+    address, _ = saved(server, bucket, {"a": torch.randn(2000, 700)})
+    has_stalled, is_over = threading.Event(), threading.Event()
+
+    def stall(handler: Handler, name: str, begin: int, end: int) -> bool:
+        has_stalled.set()
+        is_over.wait(60)
+        handler.close_connection = True
+        return True
+
+    server.fault = Fault(stall, times=10**6, where=ARCHIVES)
+    command = [sys.executable, "-c", INTERRUPTED, address]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            assert has_stalled.wait(120)
+            began = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            error = child.communicate(timeout=60)[1]
+            seconds = time.monotonic() - began
+        finally:
+            is_over.set()
+            child.kill()
+    assert error.endswith("KeyboardInterrupt\n") and child.returncode == -signal.SIGINT
+    assert seconds < 10
 
 
 def test_what_is_denied_is_an_error_that_names_it(server, bucket):

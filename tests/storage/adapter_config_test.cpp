@@ -91,19 +91,45 @@ TEST(adapter_config, other_kinds_of_adapters_are_refused_by_the_setting_that_tel
 }
 
 TEST(adapter_config, what_is_no_config_is_malformed) {
-  for (const char* text :
-       {"", "[]", "{", "{}", R"({"r": 4})", R"({"lora_alpha": 8})", R"({"r": "4", "lora_alpha": 8})",
-        R"({"r": 0, "lora_alpha": 8})", R"({"r": 2.5, "lora_alpha": 8})", R"({"r": true, "lora_alpha": 8})",
-        R"({"r": 1e300, "lora_alpha": 8})", R"({"r": [4], "lora_alpha": 8})",
-        R"({"r": 4, "lora_alpha": "8"})", R"({"r": 4, "lora_alpha": 1e999})",
-        R"({"r": 4, "lora_alpha": NaN})", "{\"r\": 4, \"lora_alpha\": 8}x", "\xff"}) {
-    expect_refusal(ErrorKind::malformed, text, {"expected a JSON object with numbers r and lora_alpha"});
+  for (const auto& [text, fault] : std::vector<std::array<std::string, 2>>{
+           {"", ", but found no text at all;"},
+           {"[]", R"(, but found "[" in place of the { that an object begins with;)"},
+           {"{", ", but found a parse error at line 1"},
+           {R"({"r": 4, "lora_alpha": NaN})", ", but found a parse error at line 1"},
+           {R"({"r": 4, "lora_alpha": 1e999})", ", but found a number overflow parsing '1e999'"},
+           {"{\"r\": 4, \"lora_alpha\": 8}x", ", but found a parse error at line 1"},
+           {"\xff", ", but found"}}) {
+    expect_refusal(ErrorKind::malformed, text, {"expected the JSON of an adapter's configuration" + fault});
   }
-  for (const char* members :
-       {R"("use_rslora": "no")", R"("alpha_pattern": [1])", R"("alpha_pattern": {"a": "1"})",
-        R"("alpha_pattern": {"a": {}})", R"("target_parameters": "abc")", R"("target_parameters": [1])",
-        R"("target_parameters": {"a": "b"})"}) {
-    expect_refusal(ErrorKind::malformed, config_with(members), {"expected"});
+}
+
+TEST(adapter_config, a_setting_that_is_none_is_told_with_what_was_expected) {
+  for (const auto& [text, fault] : std::vector<std::array<std::string, 2>>{
+           {"{}", "r: expected a number, found none"},
+           {R"({"lora_alpha": 8})", "r: expected a number, found none"},
+           {R"({"r": 4})", "lora_alpha: expected a number, found none"},
+           {R"({"r": "4", "lora_alpha": 8})", R"(r: expected a whole number above 0, found "4")"},
+           {R"({"r": 0, "lora_alpha": 8})", "r: expected a whole number above 0, found 0"},
+           {R"({"r": 2.5, "lora_alpha": 8})", "r: expected a whole number above 0, found 2.5"},
+           {R"({"r": true, "lora_alpha": 8})", "r: expected a whole number above 0, found true"},
+           {R"({"r": 1e300, "lora_alpha": 8})", "r: expected a whole number above 0, found 1e300"},
+           {R"({"r": [4], "lora_alpha": 8})", "r: expected a whole number above 0, found a list"},
+           {R"({"r": 4, "lora_alpha": "8"})", R"(lora_alpha: expected a finite number, found "8")"}}) {
+    expect_refusal(ErrorKind::malformed, text,
+                   {"dir/adapter_config.json: " + fault + "; copy the adapter again"});
+  }
+  for (const auto& [members, fault] : std::vector<std::array<std::string, 2>>{
+           {R"("use_rslora": "no")", R"(use_rslora: expected true or false, found "no")"},
+           {R"("alpha_pattern": [1])",
+            "alpha_pattern: expected an object of patterns and numbers, found [1]"},
+           {R"("alpha_pattern": {"a": "1"})", R"(alpha_pattern a: expected a finite number, found "1")"},
+           {R"("alpha_pattern": {"a": {}})", "alpha_pattern a: expected a finite number, found an object"},
+           {R"("target_parameters": "abc")", R"(target_parameters: expected a list of names, found "abc")"},
+           {R"("target_parameters": [1])", "target_parameters: expected a list of names, found [1]"},
+           {R"("target_parameters": {"a": "b"})",
+            R"(target_parameters: expected a list of names, found {"a": "b"})"}}) {
+    expect_refusal(ErrorKind::malformed, config_with(members),
+                   {"dir/adapter_config.json: " + fault + "; copy the adapter again"});
   }
 }
 
@@ -111,14 +137,15 @@ TEST(adapter_config, what_is_nested_deeply_is_neither_kept_nor_told) {
   const std::string deep(200'000, '[');
   const std::string end(200'000, ']');
   EXPECT_EQ(parsed("\"other\": " + deep + end).r, 4);
-  expect_refusal(ErrorKind::mismatch, config_with("\"layer_replication\": " + deep + end), {"is [[]]"});
-  expect_refusal(ErrorKind::malformed, R"({"r": 4, "lora_alpha": )" + deep + end + "}", {"lora_alpha"});
+  expect_refusal(ErrorKind::mismatch, config_with("\"layer_replication\": " + deep + end), {"is [a list];"});
+  expect_refusal(ErrorKind::malformed, R"({"r": 4, "lora_alpha": )" + deep + end + "}",
+                 {": lora_alpha: expected a finite number, found a list;"});
 }
 
 TEST(adapter_config, a_long_list_is_told_by_its_first_entries) {
   expect_refusal(ErrorKind::mismatch,
                  config_with("\"modules_to_save\": [1, 2, 3, 4, \"a\", [7], {}, null, 9, 10]"),
-                 {"\"modules_to_save\" is [1, 2, 3, 4, \"a\", [], {}, null, ...]; expected null"});
+                 {"\"modules_to_save\" is [1, 2, 3, 4, \"a\", a list, an object, null, ...]; expected null"});
   EXPECT_EQ(
       parsed("\"target_parameters\": [\"a\", \"b\", \"c\", \"d\", \"e\", \"f\", \"g\", \"h\", \"i\", \"j\"]")
           .target_parameters.size(),

@@ -40,9 +40,10 @@ TEST(hf_index, what_is_written_reads_back_the_same) {
 }
 
 TEST(hf_index, text_that_is_not_json_is_an_error) {
-  expect_malformed("{\"weight_map\": {", {"expected the JSON of an index"});
+  expect_malformed("{\"weight_map\": {",
+                   {"expected the JSON of an index, but found a parse error at line 1"});
   expect_malformed("", {"found no text at all"});
-  expect_malformed("[1]", {"expected an object"});
+  expect_malformed("[1]", {R"(but found "[" in place of the { that an object begins with)"});
   expect_malformed(std::string("{}\0", 3), {"NUL byte at offset 2"});
 }
 

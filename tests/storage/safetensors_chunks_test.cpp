@@ -43,7 +43,7 @@ TEST(safetensors_chunks, offsets_are_read_from_dcp_sharding_info) {
 
 TEST(safetensors_chunks, malformed_sharding_info_is_an_error) {
   expect_malformed("{", {"expected JSON"});
-  expect_malformed("[]", {"expected an object"});
+  expect_malformed("[]", {R"(expected JSON, but found "[" in place of the {)"});
   expect_malformed(R"({"w": 7})", {"tensor \"w\"", "found 7"});
   expect_malformed(R"({"w": {}})", {"tensor \"w\"", "saved_offsets", "found none"});
   expect_malformed(R"({"w": {"offsets": [0, 0]}})", {"tensor \"w\"", "found \"offsets\""});

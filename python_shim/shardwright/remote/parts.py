@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import queue
 import threading
 from collections import deque
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
 from shardwright.local_path import beside
@@ -38,6 +41,45 @@ class _Run:
     ranges: list[Future[None]]
 
 
+class _Threads:
+    """Up to ``count`` threads that run what they are given, in that order. Python waits for none of them when it exits,
+    as it would for those of a ThreadPoolExecutor."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._count, self._name = count, name
+        self._waiting: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = queue.SimpleQueue()
+        self._begun: list[threading.Thread] = []
+
+    def run(self, act: Callable[[], None]) -> Future[None]:
+        done: Future[None] = Future()
+        self._waiting.put((act, done))
+        if len(self._begun) < self._count:
+            name = f"{self._name} {len(self._begun)}"
+            self._begun.append(threading.Thread(target=self._run, name=name, daemon=True))
+            self._begun[-1].start()
+        return done
+
+    def _run(self) -> None:
+        while taken := self._waiting.get():
+            act, done = taken
+            try:
+                act()
+                done.set_result(None)
+            except BaseException as error:
+                done.set_exception(error)
+            del taken, act, done  # and with them memory that has been taken meanwhile
+
+    def end(self, wait: bool) -> None:
+        """Begins nothing more; what waits then is never done. ``wait``: for what has been begun."""
+        with suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait()
+        for _ in self._begun:
+            self._waiting.put(None)
+        for thread in self._begun if wait else ():
+            thread.join()
+
+
 class PartsAhead:
     """Reads parts before they are taken, in the order in which they are going to be: several requests at a time, of one
     part or of many, and one for neighbours that are small. Objects are as they were when their first part was begun;
@@ -56,16 +98,16 @@ class PartsAhead:
         self._versions: dict[str, str] = {}
         self._held = self.peak_bytes = self.requests = 0
         self._stopped = threading.Event()
-        self._pool = ThreadPoolExecutor(_RANGES_AT_ONCE, thread_name_prefix="reading parts")
+        self._threads = _Threads(_RANGES_AT_ONCE, "reading parts")
 
     def __enter__(self) -> PartsAhead:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
-        """Ends what is under way. Ctrl-C is an error at once while a store stalls; its request ends by itself, for
-        which Python waits when it exits."""
+        """Ends what is under way. Ctrl-C is an error at once while a store stalls: nobody waits for its request, which
+        ends by itself or with the process."""
         self._stopped.set()
-        self._pool.shutdown(wait=error is None or issubclass(error, Exception), cancel_futures=True)
+        self._threads.end(wait=error is None or issubclass(error, Exception))
         self._begun.clear()
 
     def take(self, part: Part) -> io.BytesIO:
@@ -99,7 +141,7 @@ class PartsAhead:
             self._versions[whole.address] = look_at(whole.address).version
         memory = io.BytesIO(bytes(_length(whole)))
         ranges = [
-            self._pool.submit(self._fill, whole, memory, begin, min(begin + _RANGE_BYTES, whole.end))
+            self._threads.run(partial(self._fill, whole, memory, begin, min(begin + _RANGE_BYTES, whole.end)))
             for begin in range(whole.begin, whole.end, _RANGE_BYTES)
         ]
         self.requests += len(ranges)

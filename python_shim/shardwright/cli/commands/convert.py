@@ -22,7 +22,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=["torch", "safetensors"], help="torch: torch alone reads it as well"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace another kind of checkpoint")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace another kind of checkpoint, or with --quantization the source itself",
+    )
     parser.add_argument("--threads", type=number_of_threads, help="per rank")
     add_quantization(
         parser,
