@@ -19,6 +19,7 @@
 #include "storage/write/export.h"
 #include "storage/write/export_words.h"
 #include "storage/write/files_beside.h"
+#include "storage/write/written_beside.h"
 
 namespace py = pybind11;
 
@@ -38,6 +39,11 @@ void bind_files_beside(py::module_& m) {
       },
       py::arg("text"), py::arg("quantization"), py::arg("plain_modules"), py::arg("file"),
       "See storage/write/files_beside.h.");
+  m.def("expect_replaceable", &expect_replaceable, py::arg("folder"), py::arg("contents"),
+        py::arg("overwrite"), py::arg("advice"), py::call_guard<py::gil_scoped_release>(),
+        "See storage/write/written_beside.h.");
+  m.def("write_beside", &write_beside, py::arg("folder"), py::arg("contents"),
+        py::call_guard<py::gil_scoped_release>(), "See storage/write/written_beside.h.");
   m.def("expect_asked_alike", &expect_asked_alike, py::arg("words_of_ranks"),
         "Raises PlanError that names the ranks whose arguments, in words, are not those of rank 0.");
 }
