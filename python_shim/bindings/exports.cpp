@@ -19,6 +19,7 @@
 #include "storage/write/export.h"
 #include "storage/write/export_words.h"
 #include "storage/write/files_beside.h"
+#include "storage/write/written_beside.h"
 
 namespace py = pybind11;
 
@@ -38,6 +39,11 @@ void bind_files_beside(py::module_& m) {
       },
       py::arg("text"), py::arg("quantization"), py::arg("plain_modules"), py::arg("file"),
       "See storage/write/files_beside.h.");
+  m.def("expect_replaceable", &expect_replaceable, py::arg("folder"), py::arg("contents"),
+        py::arg("overwrite"), py::arg("advice"), py::call_guard<py::gil_scoped_release>(),
+        "See storage/write/written_beside.h.");
+  m.def("write_beside", &write_beside, py::arg("folder"), py::arg("contents"),
+        py::call_guard<py::gil_scoped_release>(), "See storage/write/written_beside.h.");
   m.def("expect_asked_alike", &expect_asked_alike, py::arg("words_of_ranks"),
         "Raises PlanError that names the ranks whose arguments, in words, are not those of rank 0.");
 }
@@ -189,10 +195,10 @@ void bind_planning(py::module_& m) {
 void bind_publication(py::module_& m) {
   py::class_<Publication>(m, "Publication", "See storage/jobs/publication.h.")
       .def(py::init<const std::filesystem::path&, const ExportRequest&, std::optional<bool>,
-                    std::vector<std::filesystem::path>, bool>(),
+                    std::vector<std::filesystem::path>>(),
            py::arg("directory"), py::arg("request"), py::arg("overwrite") = py::none(),
-           py::arg("sources") = std::vector<std::filesystem::path>(), py::arg("sends_weights") = false,
-           py::keep_alive<1, 3>(), py::call_guard<py::gil_scoped_release>())
+           py::arg("sources") = std::vector<std::filesystem::path>(), py::keep_alive<1, 3>(),
+           py::call_guard<py::gil_scoped_release>())
       .def(
           "plan",
           [](Publication& publication, const std::vector<std::string>& holdings) {
@@ -204,14 +210,6 @@ void bind_publication(py::module_& m) {
             return as_bytes(told);
           },
           py::arg("holdings"))
-      .def_property_readonly(
-          "files",
-          [](const Publication& publication) {
-            std::map<std::string, std::uint64_t> files;
-            for (const SourceFile& file : publication.files()) files[file.name] = file.size;
-            return files;
-          },
-          "Bytes of the files of weights, by name; known once planned.")
       .def("publish", &Publication::publish, py::arg("row_sums"), py::call_guard<py::gil_scoped_release>())
       .def("abandon", &Publication::abandon, py::call_guard<py::gil_scoped_release>());
   py::class_<ExportReport>(m, "ExportReport")

@@ -31,17 +31,33 @@ auto with_errors_of_python(const Call& call) {
     const std::string message = py::str(error.value()).cast<std::string>();
     if (error.matches(PyExc_FileNotFoundError)) throw Error(ErrorKind::not_found, message, ENOENT);
     if (error.matches(PyExc_PermissionError)) throw Error(ErrorKind::io, message, EACCES);
-    if (error.matches(PyExc_OSError)) throw Error(ErrorKind::io, message, EIO);
+    if (error.matches(PyExc_FileExistsError)) throw Error(ErrorKind::io, message, EEXIST);
+    if (error.matches(PyExc_OSError)) {
+      const bool has_changed = py::int_(ESTALE).equal(error.value().attr("errno"));
+      throw Error(ErrorKind::io, message, has_changed ? ESTALE : EIO);
+    }
     if (error.matches(PyExc_ValueError)) throw Error(ErrorKind::argument, message);
     throw;
   }
 }
 
-using Described = std::tuple<std::string, std::uint64_t, std::string, bool>;
+/// The same of a call that writes, of which only an interrupt goes on as it is: what is written is taken back
+/// after anything else.
+template <typename Call>
+auto with_all_errors_of_python(const Call& call) {
+  try {
+    return with_errors_of_python(call);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    throw Error(ErrorKind::io, py::str(error.value()).cast<std::string>(), EIO);
+  }
+}
+
+using Described = std::tuple<std::string, std::uint64_t, std::string, bool, double>;
 
 RemoteObject object_from(Described described) {
-  auto& [name, size, version, is_folder] = described;
-  return {std::move(name), size, std::move(version), is_folder};
+  auto& [name, size, version, is_folder, modified] = described;
+  return {std::move(name), size, std::move(version), is_folder, modified};
 }
 
 /// A view of a Python object's bytes.
@@ -106,7 +122,7 @@ void bind_remote(py::module_& m) {
   m.def(
       "set_remote_calls",
       [](const py::function& list, const py::function& head, const py::function& arriving,
-         const py::function& plain_url) {
+         const py::function& plain_url, const py::function& put, const py::function& remove) {
         RemoteCalls calls;
         calls.list = [list](const std::string& folder) {
           const py::gil_scoped_acquire acquire;
@@ -133,13 +149,28 @@ void bind_remote(py::module_& m) {
               plain_url(address).cast<std::tuple<std::string, std::int64_t, std::int64_t>>();
           return PlainUrl{std::move(url), std::chrono::seconds(good_for), std::chrono::seconds(stall)};
         };
+        calls.put = [put](const std::string& address, std::string_view bytes, bool only_new,
+                          const std::string& only_over) {
+          const py::gil_scoped_acquire acquire;
+          return with_all_errors_of_python([&] {
+            const py::bytes given(bytes.data(), bytes.size());
+            return object_from(put(address, given, only_new, only_over).cast<Described>());
+          });
+        };
+        calls.remove = [remove](const std::string& address) {
+          const py::gil_scoped_acquire acquire;
+          with_all_errors_of_python([&] { remove(address); });
+        };
         set_remote_calls(std::move(calls));
       },
-      py::arg("listed"), py::arg("head"), py::arg("arriving"), py::arg("plain_url"),
-      "How objects are reached. listed(folder): (name, bytes, version, whether it is a folder) of each thing "
-      "directly below; head(address): the same of an object; arriving(address, version, begin, count): an "
+      py::arg("listed"), py::arg("head"), py::arg("arriving"), py::arg("plain_url"), py::arg("put"),
+      py::arg("remove"),
+      "How objects are reached. listed(folder): (name, bytes, version, whether it is a folder, seconds since "
+      "1970 or 0) of each thing directly below; head(address): the same of an object; arriving(address, "
+      "version, begin, count): an "
       "iterator over buffers; plain_url(address): where it is had by HTTP without TLS, or an empty text, for "
-      "how many seconds, and in how many the server must send something.");
+      "how many seconds, and in how many the server must send something; put(address, bytes, only_new, "
+      "only_over): the same of what is there then; remove(address).");
   m.def(
       "forget_plain_urls", &forget_plain_urls,
       "What is known of plain addresses is asked anew: stores have been opened anew, by other credentials.");

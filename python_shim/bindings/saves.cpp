@@ -92,10 +92,18 @@ void bind_writing(py::module_& m) {
            py::arg("directory"), py::arg("kind"), py::arg("overwrite") = py::none(),
            py::arg("sources") = std::vector<std::filesystem::path>())
       .def_property_readonly("path", &PendingCheckpoint::path)
+      .def_property_readonly("tag", &PendingCheckpoint::tag)
       .def("expect_free", &PendingCheckpoint::expect_free, py::arg("names"))
-      .def("publish", &PendingCheckpoint::publish, py::arg("commit_name"),
-           py::call_guard<py::gil_scoped_release>())
+      .def(
+          "announce", [](PendingCheckpoint& pending) { pending.announce(); },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "publish",
+          [](PendingCheckpoint& pending, const std::string& commit_name) { pending.publish(commit_name); },
+          py::arg("commit_name"), py::call_guard<py::gil_scoped_release>())
       .def("abandon", &PendingCheckpoint::abandon, py::call_guard<py::gil_scoped_release>());
+  m.def("tag_of_save_under_way", &tag_of_save_under_way, py::arg("address"),
+        py::call_guard<py::gil_scoped_release>(), "See storage/format/pending_objects.h.");
   m.attr("saving_name") = unfinished_save_name;
   m.attr("checksums_name") = checksums_name;
   py::class_<GatherFigures>(m, "GatherFigures", "Of tensors on CUDA devices.")
@@ -310,28 +318,6 @@ void bind_steps(py::module_& m) {
   m.def("step_of", &step_of, py::arg("directory"), "See storage/jobs/save_checkpoint.h.");
   m.def("step_path", &step_path, py::arg("root"), py::arg("step"), py::call_guard<py::gil_scoped_release>(),
         "See storage/jobs/save_checkpoint.h.");
-  m.def(
-      "saved_steps",
-      [](const std::filesystem::path& root) {
-        std::vector<std::filesystem::path> paths;
-        for (SavedStep& one : saved_steps(root)) paths.push_back(std::move(one.path));
-        return paths;
-      },
-      py::arg("root"), py::call_guard<py::gil_scoped_release>(), "See storage/jobs/save_checkpoint.h.");
-  m.def("remove_checkpoint", &remove_checkpoint, py::arg("directory"),
-        "See storage/format/pending_checkpoint.h.");
-  m.def(
-      "names_of_checkpoints",
-      [](const std::filesystem::path& directory) {
-        std::vector<std::string> names;
-        for (const CheckpointInPlace& found : checkpoints_in(directory)) {
-          for (const auto* some : {&found.files, &found.beside, &found.changed})
-            names.insert(names.end(), some->begin(), some->end());
-        }
-        return names;
-      },
-      py::arg("directory"),
-      "What the checkpoints of a directory name: storage/format/checkpoint_in_place.h.");
   m.def(
       "latest_checkpoint",
       [](const std::filesystem::path& root) -> std::optional<std::string> {

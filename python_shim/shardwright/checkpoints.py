@@ -10,7 +10,6 @@ from typing import Any, overload
 from shardwright import _core
 from shardwright.local_path import location, shown, whole_number
 from shardwright.progress import counters_of
-from shardwright.remote import steps as remote_steps
 from shardwright.remote.address import address_of, is_address
 
 
@@ -38,9 +37,8 @@ def next_order(path: str | os.PathLike[str]) -> int:
 def keep_last_steps(path: Path | str, keep: int) -> list[str]:
     """Deletes all but so many of the steps beside ``path``, those that were saved last. Returns a line for each that
     was not deleted, and why."""
-    if isinstance(path, str):
-        return remote_steps.keep_last_steps(path.rpartition("/")[0], keep)
-    lines: list[str] = _core.keep_last_steps(path.parent, keep)
+    root = path.rpartition("/")[0] if isinstance(path, str) else path.parent
+    lines: list[str] = _core.keep_last_steps(root, keep)
     return lines
 
 

@@ -72,7 +72,7 @@ def lasting_place(path: str | os.PathLike[str]) -> Path | str:
     """
     if not is_address(path):
         return Path(lasting_path(path))
-    address = address_of(path)
+    address = location(path)
     if address.startswith(("hf://", "http://", "https://")):
         raise ValueError(
             f"{without_secrets(address)}: expected a directory or a store such as s3://bucket/run, found an address "

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import TypeVar
 
 from shardwright import _core
 from shardwright.remote.address import address_of, is_address
 
 T = TypeVar("T")
-F = TypeVar("F", bound=IO[Any])
 
 
 def uninterrupted(look: Callable[[], T]) -> T:
@@ -54,24 +53,6 @@ def has_entry(path: str | os.PathLike[str]) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
-
-
-@contextmanager
-def opened(path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
-    """The file, open; all errors name it."""
-    with naming(path), closed_at_the_end(open(path, mode)) as file:  # noqa: SIM115
-        yield file
-        file.flush()
-
-
-@contextmanager
-def closed_at_the_end(file: F) -> Iterator[F]:
-    """Closes it. A signal that comes meanwhile is no error: it is closed then."""
-    try:
-        yield file
-    finally:
-        with suppress(InterruptedError):
-            file.close()
 
 
 @contextmanager

@@ -38,6 +38,36 @@ const RemoteCalls& remote_calls(const std::filesystem::path& address) {
           "are reached: set_remote_calls()");
 }
 
+const RemoteCalls& writing_calls(const std::filesystem::path& address) {
+  const RemoteCalls& calls = remote_calls(address);
+  if (calls.put && calls.remove) return calls;
+  throw Error(ErrorKind::argument,
+              printable(address.native()) +
+                  ": expected a path on this machine, found an address; this program has not said how "
+                  "objects are written: RemoteCalls::put and remove");
+}
+
+std::string bytes_of_object(const std::string& address, const RemoteObject& found, std::uint64_t begin,
+                            std::uint64_t count) {
+  if (count == 0) return {};
+  const std::atomic<bool> stopped = false;
+  const ArrivedBytes bytes = remote_calls(address).read(address, found.version, begin, count, stopped);
+  return {reinterpret_cast<const char*>(bytes.get()), count};
+}
+
+std::string bytes_of_object(const std::string& address, const RemoteObject& found) {
+  return bytes_of_object(address, found, 0, found.size);
+}
+
+bool is_same_version(std::string_view version, std::string_view other) {
+  const auto unquoted = [](std::string_view text) {
+    while (text.starts_with('"')) text.remove_prefix(1);
+    while (text.ends_with('"')) text.remove_suffix(1);
+    return text;
+  };
+  return unquoted(version) == unquoted(other);
+}
+
 bool is_remote(const std::filesystem::path& path) {
   const std::string_view text = path.native();
   const std::size_t end = text.find("://");

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace shardwright {
@@ -18,6 +19,7 @@ struct RemoteObject {
   std::uint64_t size = 0;  ///< bytes
   std::string version;     ///< its etag, or what else changes when it does; empty: the store tells nothing
   bool is_folder = false;
+  double modified = 0;  ///< seconds since 1970; 0: the store does not tell
 };
 
 /// Bytes that have come, and what keeps them until nobody looks at them any more.
@@ -32,7 +34,8 @@ struct PlainUrl {
 
 /// How objects are reached. The Python package has one by the libraries of the stores; another program gives
 /// its own. All are thread-safe, try again what may pass, and throw Error: not_found; io, with EACCES where
-/// access is denied. Messages name the object and hold no secrets.
+/// access is denied, ESTALE where the object is not of the version that was asked for. Messages name the
+/// object and hold no secrets.
 struct RemoteCalls {
   /// What lies directly below a folder; empty where nothing does.
   std::function<std::vector<RemoteObject>(const std::string& folder)> list;
@@ -49,6 +52,16 @@ struct RemoteCalls {
   /// Where the engine may get an object itself: what it gets so is not asked of `read`. May be null. Throws
   /// nothing.
   std::function<PlainUrl(const std::string& address)> plain_url = nullptr;
+
+  /// Writes an object at once, and gives what is there then. `only_new`: throws Error(io, EEXIST) where there
+  /// is one. `only_over`, if it is not empty: throws Error(io, ESTALE) where that version is no longer there.
+  /// Null: nothing is written to addresses.
+  std::function<RemoteObject(const std::string& address, std::string_view bytes, bool only_new,
+                             const std::string& only_over)>
+      put = nullptr;
+
+  /// Deletes an object. One that is not there is deleted already.
+  std::function<void(const std::string& address)> remove = nullptr;
 };
 
 /// Sets how this process reaches objects, once, before the first is needed.
@@ -56,6 +69,19 @@ void set_remote_calls(RemoteCalls calls);
 
 /// Throws Error(argument), naming the address, where none were set.
 const RemoteCalls& remote_calls(const std::filesystem::path& address);
+
+/// Those by which something is written there. Throws as remote_calls(), and where they write nothing.
+const RemoteCalls& writing_calls(const std::filesystem::path& address);
+
+/// Bytes of an object, of the version that was found. Throws as RemoteCalls::read.
+std::string bytes_of_object(const std::string& address, const RemoteObject& found, std::uint64_t begin,
+                            std::uint64_t count);
+
+/// All of them.
+std::string bytes_of_object(const std::string& address, const RemoteObject& found);
+
+/// Listings of some servers leave out the quotes of etags that answers have.
+bool is_same_version(std::string_view version, std::string_view other);
 
 /// Whether this is an address with a scheme, such as s3://bucket/run. file:// is none.
 bool is_remote(const std::filesystem::path& path);

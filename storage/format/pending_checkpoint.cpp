@@ -16,8 +16,11 @@
 #include "storage/files/entries.h"
 #include "storage/files/made_directories.h"
 #include "storage/files/printable.h"
+#include "storage/files/remote_objects.h"
 #include "storage/files/uninterrupted.h"
+#include "storage/format/adapter_file.h"
 #include "storage/format/checkpoint_place.h"
+#include "storage/format/hf_index.h"
 #include "storage/format/manifest.h"
 
 namespace shardwright {
@@ -55,6 +58,13 @@ bool begins_with(const std::string& name, const std::string& start) {
   return end != std::string::npos && end > start.size() + 1 && name.compare(end, 4, "-of-") == 0;
 }
 
+/// The manifest or index, which publishes a checkpoint.
+const char* name_that_publishes(CheckpointKind kind) {
+  return kind == CheckpointKind::sharded       ? manifest_name
+         : kind == CheckpointKind::huggingface ? hf_index_name
+                                               : adapter_weights_name;
+}
+
 /// Whether a path without links or ".." is that of the directory, or below it.
 bool is_in(const fs::path& directory, const fs::path& path) {
   return std::mismatch(directory.begin(), directory.end(), path.begin(), path.end()).first == directory.end();
@@ -81,7 +91,18 @@ bool reads_from(const fs::path& source, const fs::path& directory) {
 
 PendingCheckpoint::PendingCheckpoint(const fs::path& directory, CheckpointKind kind,
                                      std::optional<bool> overwrite, const std::vector<fs::path>& sources)
-    : directory_(resolved_path(directory)), kind_(kind), made_(make_directories(directory_)) {
+    : objects_(is_remote(directory)
+                   ? std::make_unique<PendingObjects>(directory.native(), name_that_publishes(kind))
+                   : nullptr),
+      directory_(resolved_path(objects_ ? objects_->shadow().path() : directory)),
+      kind_(kind),
+      made_(make_directories(directory_)) {
+  naming([&] { begin(overwrite, sources); });
+}
+
+PendingCheckpoint::~PendingCheckpoint() { abandon(); }
+
+void PendingCheckpoint::begin(std::optional<bool> overwrite, const std::vector<fs::path>& sources) {
   try {
     folder_ = taken(directory_);
     if (const SavingFolder::Left left = folder_->settle(true); !left.why.empty()) {
@@ -102,18 +123,17 @@ PendingCheckpoint::PendingCheckpoint(const fs::path& directory, CheckpointKind k
   }
 }
 
-PendingCheckpoint::~PendingCheckpoint() { abandon(); }
-
 void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
                                            const std::vector<fs::path>& sources) {
   const std::string where = printable(directory_.native());
   const std::string hint =
       "; nothing was written. Give another path, or pass overwrite=True to replace it and keep all other "
       "files";
-  const bool is_source = overwrite != true &&
-                         std::any_of(sources.begin(), sources.end(),
-                                     [&](const fs::path& source) { return reads_from(source, directory_); });
-  if (is_source) {
+  const auto is_this = [&](const fs::path& source) {
+    if (is_remote(source)) return objects_ != nullptr && source == objects_->shadow().address();
+    return objects_ == nullptr && reads_from(source, directory_);
+  };
+  if (overwrite != true && std::any_of(sources.begin(), sources.end(), is_this)) {
     throw Error(ErrorKind::io,
                 where + ": this is what the checkpoint is made from, and would be replaced" + hint, EEXIST);
   }
@@ -165,23 +185,54 @@ std::string PendingCheckpoint::free_start_of_names() const {
   return start;
 }
 
+void PendingCheckpoint::announce() {
+  if (objects_) objects_->announce();
+}
+
+bool PendingCheckpoint::announce(const std::string& start, const SizesOfObjects& uploads) {
+  if (!objects_ || uploads.empty() || objects_->announce(start, uploads)) return true;
+  objects_->take(start + "-0-of-0.unpublished");
+  return false;
+}
+
+void PendingCheckpoint::naming(const std::function<void()>& work) const {
+  if (!objects_) return work();
+  objects_->shadow().naming(work);
+}
+
 void PendingCheckpoint::expect_free(const std::vector<std::string>& names) const {
   std::vector<std::string> taken;
   std::copy_if(names.begin(), names.end(), std::back_inserter(taken),
                [&](const std::string& name) { return !may_replace(name) && entry_at(directory_ / name); });
   if (taken.empty()) return;
-  throw Error(ErrorKind::io,
-              printable(directory_.native()) + ": expected no files of names that this save needs, found " +
-                  listed(taken) +
-                  ", which are not of a checkpoint that it replaces; nothing was written. Move them away, or "
-                  "give another path",
-              EEXIST);
+  naming([&] {
+    throw Error(
+        ErrorKind::io,
+        printable(directory_.native()) + ": expected no files of names that this save needs, found " +
+            listed(taken) +
+            ", which are not of a checkpoint that it replaces; nothing was written. Move them away, or "
+            "give another path",
+        EEXIST);
+  });
 }
 
 void PendingCheckpoint::expect_held() const {
   if (folder_ != nullptr) return;
-  throw Error(ErrorKind::io,
-              printable(directory_.native()) + ": this save has been given up; nothing was saved", ECANCELED);
+  naming([&] {
+    throw Error(ErrorKind::io,
+                printable(directory_.native()) + ": this save has been given up; nothing was saved",
+                ECANCELED);
+  });
+}
+
+/// At an address, nothing that the new checkpoint is of may be missing.
+void PendingCheckpoint::expect_uploaded(SizesOfObjects uploaded) const {
+  if (kind_ == CheckpointKind::sharded) {
+    for (const StoredFile& file : read_manifest(files_).files) {
+      if (!entry_at(files_ / file.name)) uploaded[file.name] = file.size;
+    }
+  }
+  objects_->expect_uploaded(uploaded);
 }
 
 void PendingCheckpoint::write(const std::string& name, std::string_view content) {
@@ -190,9 +241,15 @@ void PendingCheckpoint::write(const std::string& name, std::string_view content)
   folder_->write(name, content);
 }
 
-void PendingCheckpoint::publish(const std::string& commit_name) {
+void PendingCheckpoint::publish(const std::string& commit_name, const SizesOfObjects& uploaded) {
   const std::lock_guard lock(mutex_);
   expect_held();
+  if (objects_) expect_uploaded(uploaded);
+  naming([&] { publish_in_folder(commit_name); });
+  if (objects_) objects_->publish();
+}
+
+void PendingCheckpoint::publish_in_folder(const std::string& commit_name) {
   const std::vector<std::string> names = files_below(files_);
   std::vector<std::string> removed;
   std::set_difference(replaced_.begin(), replaced_.end(), names.begin(), names.end(),
@@ -218,6 +275,7 @@ void PendingCheckpoint::publish(const std::string& commit_name) {
 void PendingCheckpoint::abandon() noexcept {
   const std::lock_guard lock(mutex_);
   give_up();
+  if (objects_) objects_->abandon();
 }
 
 void PendingCheckpoint::give_up() noexcept {
@@ -228,6 +286,7 @@ void PendingCheckpoint::give_up() noexcept {
 }
 
 void remove_checkpoint(const fs::path& path) {
+  if (is_remote(path)) return remove_remote_checkpoint(path.native());
   struct stat status {};
   if (uninterrupted([&] { return ::lstat(path.c_str(), &status); }) != 0)
     fail(path, "cannot look at this checkpoint", errno);
@@ -273,6 +332,7 @@ void remove_checkpoint(const fs::path& path) {
 }
 
 void clean_up_after_dead_save(const fs::path& directory) {
+  if (is_remote(directory)) return clean_up_after_dead_remote_saves(directory.native());
   const std::unique_ptr<SavingFolder> dead = SavingFolder::of_dead_save(directory);
   if (dead == nullptr) return;
   dead->settle();

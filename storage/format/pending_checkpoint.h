@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "storage/format/checkpoint_in_place.h"
+#include "storage/format/pending_objects.h"
 #include "storage/format/saving_folder.h"
 
 namespace shardwright {
@@ -27,7 +29,12 @@ namespace shardwright {
 /// Where the file system has no hard links, files are renamed instead; those that a killed save had named and
 /// not committed then stay.
 ///
-/// All functions throw Error(io) with errno, naming the path, if the operating system refuses.
+/// Of an address it is a checkpoint in a folder of this machine that stands for the store's, and publishing
+/// does the same to the objects: see PendingObjects. Shards are not in that folder; ranks upload them, under
+/// names that end in `tag()`, after announce().
+///
+/// All functions throw Error(io) with errno, naming the path, if the operating system refuses; of an address
+/// they throw as RemoteCalls does, too.
 class PendingCheckpoint {
  public:
   /// Makes the directory if need be, takes the lock, and cleans up after a dead save. `overwrite`: true
@@ -49,8 +56,24 @@ class PendingCheckpoint {
   /// Where to write, absolute.
   const std::filesystem::path& path() const { return files_; }
 
-  /// The directory: absolute, links resolved.
+  /// The directory: absolute, links resolved. Of an address, the folder that stands for it.
   const std::filesystem::path& final_path() const { return directory_; }
+
+  bool is_at_address() const { return objects_ != nullptr; }
+
+  /// What names of uploaded shards end in; empty in a directory.
+  std::string tag() const { return objects_ ? objects_->tag() : ""; }
+
+  /// Has who saves there next delete what is uploaded from now on, if this save dies. Does nothing in a
+  /// directory.
+  void announce();
+
+  /// The same of files that are uploaded under names that begin with `start`. False if another save does
+  /// that: free_start_of_names() gives another one then.
+  bool announce(const std::string& start, const SizesOfObjects& uploads);
+
+  /// Does `work`, whose errors then name the address in place of the folder that stands for it.
+  void naming(const std::function<void()>& work) const;
 
   /// True if a checkpoint was there that this one replaces.
   bool replaces() const { return replaces_; }
@@ -78,8 +101,9 @@ class PendingCheckpoint {
   /// Gives all files that were written their names, torch's metadata behind those that it names and
   /// `commit_name` (relative) last, flushed to the device in that order; removes what the new checkpoint
   /// replaces; and gives up the lock. After a failure nothing has been published, and what was there before
-  /// is there.
-  void publish(const std::string& commit_name);
+  /// is there. `uploaded`: files of weights without which nothing is published at an address; those that a
+  /// manifest names need not be said.
+  void publish(const std::string& commit_name, const SizesOfObjects& uploaded = {});
 
   /// Removes what was written, and the directory if this made it, and gives up the lock. While another thread
   /// publishes, waits for it, and then does nothing if that has succeeded.
@@ -87,9 +111,13 @@ class PendingCheckpoint {
 
  private:
   void expect_replaceable(std::optional<bool> overwrite, const std::vector<std::filesystem::path>& sources);
+  void begin(std::optional<bool> overwrite, const std::vector<std::filesystem::path>& sources);
   void expect_held() const;
+  void expect_uploaded(SizesOfObjects uploaded) const;
+  void publish_in_folder(const std::string& commit_name);
   void give_up() noexcept;
 
+  std::unique_ptr<PendingObjects> objects_;  ///< null in a directory
   std::filesystem::path directory_;
   CheckpointKind kind_;
   std::vector<std::filesystem::path> made_;  ///< directories, outermost first
@@ -103,14 +131,16 @@ class PendingCheckpoint {
       mutex_;  ///< held by publish() and abandon(): an interrupt gives up what another thread publishes
 };
 
-/// Deletes a sharded checkpoint: its manifest first, so that nobody finds half of it, then the files that it
-/// names, then the directory if nothing else is in it. Of a symbolic link, deletes the link.
+/// Deletes a sharded checkpoint, of a directory or at an address: its manifest first, so that nobody finds
+/// half of it, then the files that it names, then the directory if nothing else is in it. Of a symbolic link,
+/// deletes the link.
 /// Throws Error, and has removed nothing then: io, EBUSY if a save to it is running; io, EEXIST, naming them,
 /// for files that are there and not as they were saved; malformed for a manifest that cannot be read; io,
 /// naming the path, if the operating system refuses.
 void remove_checkpoint(const std::filesystem::path& directory);
 
 /// Removes what a save that died has left in a directory, and the directory if it is then empty. Does nothing
-/// where there is no such thing, or the save is still running.
+/// where there is no such thing, or the save is still running. At an address, one that began less than a day
+/// ago counts as running.
 void clean_up_after_dead_save(const std::filesystem::path& directory);
 }  // namespace shardwright

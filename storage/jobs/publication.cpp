@@ -59,17 +59,32 @@ bool has_content(const fs::path& path, const std::string& content) {
 }  // namespace
 
 Publication::Publication(const fs::path& directory, const ExportRequest& request,
-                         std::optional<bool> overwrite, std::vector<fs::path> sources, bool sends_weights)
+                         std::optional<bool> overwrite, std::vector<fs::path> sources)
     : request_(request),
       pending_(directory, request.adapter ? CheckpointKind::adapter : CheckpointKind::huggingface, overwrite,
-               with_template(std::move(sources), request)),
-      sends_weights_(sends_weights) {}
+               with_template(std::move(sources), request)) {}
 
 const char* Publication::commit_name() const {
   return request_.adapter ? adapter_weights_name : hf_index_name;
 }
 
+/// The files of weights, by name.
+SizesOfObjects Publication::sent_files() const {
+  SizesOfObjects sizes;
+  for (const SourceFile& file : planned_.layout.catalog.files) sizes[file.name] = file.size;
+  return sizes;
+}
+
+/// At an address, what names of files begin with is taken for as long as the export runs.
 std::vector<std::string> Publication::plan(const std::vector<std::string>& holdings) {
+  std::vector<std::string> told;
+  do {
+    pending_.naming([&] { told = plan_once(holdings); });
+  } while (!planned_.is_refused && !pending_.announce(request_.start_of_names, sent_files()));
+  return told;
+}
+
+std::vector<std::string> Publication::plan_once(const std::vector<std::string>& holdings) {
   request_.start_of_names = pending_.free_start_of_names();
   planned_ = plan_export(holdings, request_, pending_.final_path());
   if (planned_.is_refused) {
@@ -81,7 +96,7 @@ std::vector<std::string> Publication::plan(const std::vector<std::string>& holdi
     for (const auto& [name, content] : beside_) names.push_back(name);
     if (!request_.adapter) names.emplace_back(checksums_name);
     pending_.expect_free(names);
-    if (!sends_weights_) expect_space();
+    if (!pending_.is_at_address()) expect_space();
   }
   std::vector<std::string> told;
   for (const std::string& share : planned_.shares) {
@@ -100,7 +115,7 @@ void Publication::publish(const std::vector<std::string>& row_sums) {
   }
   if (!request_.adapter)
     pending_.write(checksums_name, checksums_of_export(planned_.layout, row_sums, pending_.path(), names));
-  pending_.publish(commit_name());
+  pending_.publish(commit_name(), sent_files());
 }
 
 /// A file of somebody's that has the content already is left as it is. Without a template, what an earlier

@@ -20,20 +20,16 @@ class Publication {
  public:
   /// Makes and locks the directory, as PendingCheckpoint does, which says what it throws. `request` says what
   /// the directory is to become; what it points at must outlive this. `sources`: directories that the tensors
-  /// come from; the template is another, and need not be named. `sends_weights`: their files go elsewhere
-  /// (sent_export.h), and the directory has room for the others alone.
+  /// come from; the template is another, and need not be named. At an address, ranks send the files of
+  /// weights (sent_export.h).
   Publication(const std::filesystem::path& directory, const ExportRequest& request,
-              std::optional<bool> overwrite, std::vector<std::filesystem::path> sources = {},
-              bool sends_weights = false);
+              std::optional<bool> overwrite, std::vector<std::filesystem::path> sources = {});
 
   /// Plans, and returns for each rank what write_share() is to be given. `holdings` are what the ranks have
   /// said, see describe_export(). Ranks that differ are told so, and nothing is left of the directory then.
   /// Throws as plan_export(); Error(io): EEXIST that lists files which would be replaced and may not, ENOSPC
   /// for too little space.
   std::vector<std::string> plan(const std::vector<std::string>& holdings);
-
-  /// The files of weights, once planned.
-  const std::vector<SourceFile>& files() const { return planned_.layout.catalog.files; }
 
   /// Writes what speaks of the ranks' files, and gives all of them their names. `row_sums` are what the ranks
   /// have told in ExportReport::row_sums. Throws Error(io), and has published nothing then.
@@ -43,13 +39,14 @@ class Publication {
   void abandon() noexcept { pending_.abandon(); }
 
  private:
+  std::vector<std::string> plan_once(const std::vector<std::string>& holdings);
+  SizesOfObjects sent_files() const;
   void gather_files_beside();
   void expect_space() const;
   const char* commit_name() const;
 
   ExportRequest request_;
   PendingCheckpoint pending_;
-  bool sends_weights_;
   PlannedExport planned_;
   FileContents beside_;  ///< what is written beside the weights
 };

@@ -25,7 +25,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
-from shardwright.remote import object_store, pending
+from shardwright.remote import object_store
 from shardwright.remote.open_stores import open_store
 from shardwright.remote.sending import Sending
 from shardwright.remote.store import ChangedObjectError
@@ -428,10 +428,11 @@ def test_an_interrupt_after_publishing_leaves_what_is_published_whole(
     act = "put" if moment == "as the manifest is written" else "delete"
     doing = getattr(object_store.ObjectStore, act)
 
-    def interrupted(self: object, name: str, *arguments: object, **more: object) -> None:
-        doing(self, name, *arguments, **more)
+    def interrupted(self: object, name: str, *arguments: object, **more: object) -> object:
+        done = doing(self, name, *arguments, **more)
         if name.endswith("shardwright.manifest" if act == "put" else ".distcp"):
             raise KeyboardInterrupt
+        return done
 
     with monkeypatch.context() as while_saving, pytest.raises((KeyboardInterrupt, ValueError)):
         while_saving.setattr(object_store.ObjectStore, act, interrupted)
@@ -474,7 +475,7 @@ def test_what_a_dead_export_leaves_is_told_from_files_of_others(
 def test_saves_that_died_one_after_the_other_are_undone_in_whatever_order(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ):
-    """Each has replaced torch's metadata and not the manifest. Tags are random; these come in both orders."""
+    """Each has replaced torch's metadata and not the manifest. Tags are random: until they have come in both orders."""
     putting = object_store.ObjectStore.put
 
     def put(self: object, name: str, *given: object, **more: object) -> object:
@@ -482,35 +483,52 @@ def test_saves_that_died_one_after_the_other_are_undone_in_whatever_order(
             raise KeyboardInterrupt
         return putting(self, name, *given, **more)
 
-    for first, second in (("aaaaaaaaaaaa", "bbbbbbbbbbbb"), ("bbbbbbbbbbbb", "aaaaaaaaaaaa")):
+    orders: set[bool] = set()
+    while orders != {True, False}:
         place.server.folder.joinpath(place.bucket, "run").mkdir(exist_ok=True)
-        for tag in (first, second):
+        tags: list[str] = []
+        for _ in range(2):
             with monkeypatch.context() as dying, pytest.raises((KeyboardInterrupt, ValueError)):
-                dying.setattr(pending.secrets, "token_hex", lambda _, tag=tag: tag)
                 dying.setattr(object_store.ObjectStore, "put", put)
                 sw.save(state(1.0), place.address())
-        assert len([name for name in place.names() if ".shardwright.saving" in name]) == 2
+            markers = [Path(name).name for name in place.names() if ".shardwright.saving" in name]
+            tags += [tag for tag in markers if tag not in tags]
+        assert len(tags) == 2
+        orders.add(tags[0] < tags[1])
         sw.save(state(3.0), place.address())
         expect_saved(place.address(), 3.0)
         assert len(place.names()) == 3
         shutil.rmtree(place.folder())
 
 
-@pytest.mark.parametrize("content", ["[]", "no JSON", "[" * 100_000, "{}", "writes", "publishes", "previous"])
+def wire_field(number: int, content: bytes) -> bytes:
+    """A field of a protobuf message, of fewer than 128 bytes."""
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+HOSTILE_MAPS = {  # fields of storage/format/save_marker.proto: name → 7, or as bytes
+    "writes": (3, b"\x10\x07"),
+    "publishes": (4, b"\x11\x07" + bytes(7)),
+    "previous": (5, wire_field(2, b"?")),
+    "removes": (6, wire_field(2, b"?")),
+}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "no message", "[" * 100_000, "cut", "no commit", *HOSTILE_MAPS]
+)
 def test_a_marker_that_no_save_has_written_does_no_harm(place: Place, content: str):
     sw.save(state(1.0), place.address())
     place.put("run/notes.txt", b"hello")
-    told = {
-        "commit": "shardwright.manifest",
-        "over": open_store(f"s3://{place.bucket}").head("run/shardwright.manifest").version,
-        "writes": {},
-    }
-    told |= {"publishes": {}, "previous": {}, "removes": {}}
-    if content in told:
-        told[content] = {"notes.txt": 7, "../../elsewhere": "?"}
-        content = json.dumps(told)
+    over = open_store(f"s3://{place.bucket}").head("run/shardwright.manifest").version
+    told = wire_field(1, b"shardwright.manifest") + wire_field(2, over.encode())
+    marker = {"cut": told[:-1], "no commit": wire_field(2, over.encode())}.get(content, content.encode())
+    if content in HOSTILE_MAPS:
+        number, value = HOSTILE_MAPS[content]
+        names = (b"notes.txt", b"../../elsewhere")
+        marker = told + b"".join(wire_field(number, wire_field(1, name) + value) for name in names)
     for tag in ("cccccccccccc", "model", "dddddddddddd"):
-        place.put(f"run/.shardwright.saving/{tag}", content.encode())
+        place.put(f"run/.shardwright.saving/{tag}", marker)
     sw.save(state(2.0), place.address())
     expect_saved(place.address(), 2.0)
     assert (place.folder() / "notes.txt").read_bytes() == b"hello"

@@ -54,25 +54,26 @@ struct Objects {
   }
 };
 
-/// One for the process, as calls are set once.
+/// One for the process.
 Objects& objects() {
-  static Objects* const all = [] {
-    auto* const made = new Objects;
-    set_remote_calls({[](const std::string&) { return std::vector<RemoteObject>{}; },
-                      [](const std::string& address) {
-                        return RemoteObject{"", size_of_file(Objects::path_of(address)), "first", false};
-                      },
-                      [made](const std::string& address, const std::string& version, std::uint64_t offset,
-                             std::size_t count, const std::atomic<bool>& stopped) {
-                        return made->read(address, version, offset, count, stopped);
-                      }});
-    return made;
-  }();
+  static Objects* const all = new Objects;
   return *all;
 }
 
+/// Other tests of this process set others.
+void reach_objects() {
+  set_remote_calls({[](const std::string&) { return std::vector<RemoteObject>{}; },
+                    [](const std::string& address) {
+                      return RemoteObject{"", size_of_file(Objects::path_of(address)), "first", false};
+                    },
+                    [](const std::string& address, const std::string& version, std::uint64_t offset,
+                       std::size_t count, const std::atomic<bool>& stopped) {
+                      return objects().read(address, version, offset, count, stopped);
+                    }});
+}
+
 Catalog at_an_address(Catalog catalog) {
-  objects();
+  reach_objects();
   catalog.directory = std::string(scheme) + catalog.directory.string();
   for (SourceFile& file : catalog.files) {
     file.size = size_of_file(Objects::path_of((catalog.directory / file.name).string()));

@@ -47,11 +47,10 @@ from shardwright.describe import current_streams, is_reached
 from shardwright.device_copies import memory_of, shows_its_memory
 from shardwright.local_path import bytes_or_none, expect_overwrite, lasting_place, whole_number
 from shardwright.ranks.rank_outcome import expect_collectives, expect_success, told_failure
-from shardwright.remote.address import is_address, without_secrets
-from shardwright.remote.pending import PendingObjects, tag_of_save_under_way
+from shardwright.remote.address import without_secrets
 from shardwright.remote.sending import Sending
 from shardwright.report import SaveReport
-from shardwright.system_calls import is_folder, is_there
+from shardwright.system_calls import is_folder
 
 #: Of the files of a save that is not told another one.
 DEFAULT_FORMAT = "torch"
@@ -188,29 +187,18 @@ class ShardedStorageWriter(OfAnyPlace, BoundedStaging, StorageWriter, BlockingAs
         if is_given_up(plans):
             return plans  # the planner of every rank will say why; nothing is to be written
         names = [_core.manifest_name, *([_core.torch_metadata_name] if self.format == "torch" else [])]
-        if isinstance(self.path, str):
-            self._pending = PendingObjects(self.path, _core.manifest_name, self._begin)
-            self._pending.call("expect_free", names)
-            self._pending.mark()
-            return [
-                dataclasses.replace(plan, storage_data=_Share(self.path, rank, self._pending.tag))
-                for rank, plan in enumerate(plans)
-            ]
-        self._pending = self._begin(self.path)
+        self._pending = _core.PendingCheckpoint(self.path, "sharded", self.overwrite, self.sources)
         try:
             self._pending.expect_free(names)
-        except OSError:
+            self._pending.announce()
+        except BaseException:
             self.abandon()
             raise
-        directory = self._pending.path
+        place = self.path if isinstance(self.path, str) else self._pending.path
         return [
-            dataclasses.replace(plan, storage_data=_Share(directory, rank)) for rank, plan in enumerate(plans)
+            dataclasses.replace(plan, storage_data=_Share(place, rank, self._pending.tag))
+            for rank, plan in enumerate(plans)
         ]
-
-    def _begin(self, folder: Path) -> Any:
-        return _core.PendingCheckpoint(
-            folder, "sharded", self.overwrite, [one for one in self.sources if not is_address(one)]
-        )
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -237,7 +225,7 @@ class ShardedStorageWriter(OfAnyPlace, BoundedStaging, StorageWriter, BlockingAs
         if isinstance(self.path, str):
             tag = share.tag
             if share.directory != self.path or tag in self._used_tags:
-                tag = tag_of_save_under_way(self.path)
+                tag = _core.tag_of_save_under_way(self.path)
             self._used_tags.add(tag)
             return _Share(self.path, share.rank, tag)
         if is_folder(share.directory):
@@ -369,10 +357,7 @@ class ShardedStorageWriter(OfAnyPlace, BoundedStaging, StorageWriter, BlockingAs
                 remove_replaced(self.path, replaced, metadata)
             else:
                 self._write_manifest(pending, metadata, told)
-                if isinstance(self.path, str):
-                    pending.publish(_core.manifest_name, expected=_uploaded_files(pending.path))
-                else:
-                    pending.publish(_core.manifest_name)
+                pending.publish(_core.manifest_name)
                 tell_published(metadata, self.storage_meta(), CURRENT_DCP_VERSION)
         finally:
             self.abandon()
@@ -425,12 +410,6 @@ class ShardedStorageWriter(OfAnyPlace, BoundedStaging, StorageWriter, BlockingAs
 def _copied_bytes(one: _InReach) -> int:
     _, tensor, is_copy = one
     return int(tensor.nbytes) if is_copy else 0
-
-
-def _uploaded_files(directory: Path) -> dict[str, int]:
-    """Sizes of the files that the manifest in this folder names, but those that lie beside it."""
-    files: dict[str, int] = dict(_core.read_manifest(directory).files)
-    return {name: size for name, size in files.items() if not is_there(directory / name)}
 
 
 def _name_of_place(path: Path | str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
 import time
 import uuid
@@ -43,19 +42,15 @@ from shardwright.local_path import (
     bytes_or_none,
     expect_overwrite,
     lasting_place,
-    shown,
 )
 from shardwright.progress import counters_of
 from shardwright.ranks.gone_ranks import rank_among
 from shardwright.ranks.rank_outcome import expect_collectives, expect_success, told_failure
 from shardwright.remote.address import address_of, is_address
-from shardwright.remote.pending import PendingObjects
 from shardwright.remote.sending import Sending
 from shardwright.remote.sent_export import send_export
 from shardwright.report import SaveReport
 from shardwright.system_calls import is_there
-
-HF_INDEX_NAME = "model.safetensors.index.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,52 +276,16 @@ class HuggingFaceStorageWriter(OfAnyPlace, BoundedStaging, TorchHuggingFaceStora
             return self._shards.prepare_global_plan(plans)
         self.abandon()
         holdings = [plan.storage_data for plan in plans]
-        if is_address(self.path):
-            self._refuse_source()
-            self._publication = PendingObjects(address_of(self.path), HF_INDEX_NAME, self._begin)
-            told = self._planned_elsewhere(self._publication, holdings)
-        else:
-            self._publication = self._begin(self.path)
-            try:
-                told = self._publication.plan(holdings)
-            except BaseException:
-                self.abandon()
-                raise
+        self._publication = _core.Publication(self.path, self._request, self.overwrite, self.sources)
+        try:
+            told = self._publication.plan(holdings)
+        except BaseException:
+            self.abandon()
+            raise
         return [
             dataclasses.replace(plan, storage_data=_Share(rank, share, len(plans)))
             for rank, (plan, share) in enumerate(zip(plans, told, strict=True))
         ]
-
-    def _begin(self, folder: Any) -> Any:
-        sources = [source for source in self.sources if not is_address(source)]
-        return _core.Publication(folder, self._request, self.overwrite, sources, is_address(self.path))
-
-    def _planned_elsewhere(self, pending: PendingObjects, holdings: list[bytes]) -> list[bytes]:
-        """The same at an address, where what names of files begin with is taken for as long as the save runs."""
-        while True:
-            told: list[bytes] = pending.call("plan", holdings)
-            files = pending.decides.files
-            if not files:
-                return told  # the ranks are told why
-            pending.tag = _start_of(next(iter(files)))
-            if pending.mark(files):
-                return told
-            pending.take(f"{pending.tag}-0-of-0.unpublished")
-
-    def _refuse_source(self) -> None:
-        """As the rules of folders do, which see a folder of this machine in place of an address."""
-        place = address_of(self.path)
-        template = getattr(self.asked.template, "directory", self.asked.template)
-        for source in [*self.sources, template]:
-            is_place = (
-                isinstance(source, (str, os.PathLike)) and is_address(source) and address_of(source) == place
-            )
-            if is_place and self.overwrite is not True:
-                raise FileExistsError(
-                    errno.EEXIST,
-                    f"{shown(place)}: this is what the checkpoint is made from, and would be replaced; nothing was "
-                    "written. Give another path, or pass overwrite=True to replace it and keep all other files",
-                )
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         if self._shards is not None:
@@ -335,12 +294,7 @@ class HuggingFaceStorageWriter(OfAnyPlace, BoundedStaging, TorchHuggingFaceStora
         try:
             told: list[tuple[bytes, bytes]] = [of_rank[-1].storage_data for of_rank in results]
             expect_success([failure for failure, _ in told if failure])
-            row_sums = [sums for _, sums in told]
-            if is_address(self.path):
-                files = self._publication.decides.files
-                self._publication.publish(row_sums, expected=files)
-            else:
-                self._publication.publish(row_sums)
+            self._publication.publish([sums for _, sums in told])
         finally:
             self.abandon()
 
@@ -420,11 +374,6 @@ class HuggingFaceStorageWriter(OfAnyPlace, BoundedStaging, TorchHuggingFaceStora
             description.local_tensors.append(local)
         self._copied_bytes = copy_to_cpu(description)
         return description
-
-
-def _start_of(name: str) -> str:
-    """What names of files begin with: "model-2" of model-2-00001-of-00003.safetensors."""
-    return name.rsplit("-", 3)[0]
 
 
 def _spec_without_memory(item: WriteItem) -> Any:

@@ -28,7 +28,6 @@ from shardwright.catalog import read_catalog
 from shardwright.checkpoints import step_path
 from shardwright.dcp.fitting import with_hints
 from shardwright.exporting import export
-from shardwright.integrations.files_beside import expect_replaceable, write_beside
 from shardwright.integrations.known_versions import expect_version
 from shardwright.integrations.resumable_steps import Steps, in_the_way, steps_in
 from shardwright.integrations.titan_adapters import adapters_in_weights, without_adapters
@@ -297,7 +296,7 @@ class CheckpointManager(TitanCheckpointManager):
         with failing_together(self._group):
             if template is None and is_first(self._group):
                 assets = self._assets()
-                expect_replaceable(Path(path), assets, None, f"Move {path} away")
+                _core.expect_replaceable(path, assets, None, f"Move {path} away")
         with adapters_in_weights(model.model) as merged:
             weights = without_adapters(model.state_dict(), model.model)
             if template is None:  # the tables need sizes, which torchtitan's own adapter knows
@@ -312,7 +311,7 @@ class CheckpointManager(TitanCheckpointManager):
             )
         with failing_together(self._group):
             if assets:
-                write_beside(Path(path), assets)
+                _core.write_beside(path, assets)
         if merged:
             logger.info(f"The adapters of {merged} modules are in the weights that {path} has.")
         if report.left_out:

@@ -32,7 +32,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from shardwright import _core
 from shardwright.exporting import export
-from shardwright.integrations.files_beside import expect_replaceable, write_beside
 from shardwright.integrations.known_versions import expect_version
 from shardwright.integrations.restored_weights import restored
 from shardwright.loading import is_of_trainer, load
@@ -137,13 +136,13 @@ def save_pretrained(
             )
         if options.get("template") is None and is_first(group):
             configs = _configs_of(base)
-            expect_replaceable(Path(path), configs, options.get("overwrite"), _ADVICE)
+            _core.expect_replaceable(path, configs, options.get("overwrite"), _ADVICE)
     with _adapters_in_weights(model) if merge_adapters else nullcontext():
         options = {"model": base, "layout": "transformers"} | options
         report = export(weights_of(model), path, **options)
     with failing_together(group):
         if configs:
-            write_beside(Path(path), configs)
+            _core.write_beside(path, configs)
     return report
 
 
@@ -175,7 +174,7 @@ def save_adapter(
             )
         expect_overwrite(overwrite)
         if is_first(group):
-            expect_replaceable(path, dict.fromkeys(_ADAPTER_FILES), overwrite, _ADVICE)
+            _core.expect_replaceable(path, dict.fromkeys(_ADAPTER_FILES), overwrite, _ADVICE)
     whole = {
         name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         for name, tensor in model.state_dict().items()
@@ -189,7 +188,7 @@ def save_adapter(
                     aside, state_dict=whole, selected_adapters=[adapter], save_embedding_layers=False
                 )
                 written = Path(aside) if adapter == "default" else Path(aside, adapter)
-                write_beside(path, {name: (written / name).read_bytes() for name in _ADAPTER_FILES})
+                _core.write_beside(path, {name: (written / name).read_bytes() for name in _ADAPTER_FILES})
 
 
 def base_model_of(model: nn.Module) -> PreTrainedModel:

@@ -1,4 +1,5 @@
-"""Ranges of objects for the engine: tried again while that may help, and resumed in the middle."""
+"""Objects for the engine: ranges of them, tried again while that may help, and resumed in the middle; and small ones
+that it writes."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def connect() -> None:
     global _is_connected
     with _connected:
         if not _is_connected:
-            _core.set_remote_calls(_list, _head, arriving, _plain_url)
+            _core.set_remote_calls(_list, _head, arriving, _plain_url, _put, _remove)
             _is_connected = True
 
 
@@ -200,7 +201,9 @@ def look_at(address: str) -> StoredObject:
     return tried(address, look)
 
 
-Entry = tuple[str, int, str, bool]  # name, bytes, version, whether it is a folder
+Entry = tuple[
+    str, int, str, bool, float
+]  # name, bytes, version, whether it is a folder, seconds since 1970 or 0
 
 _held = threading.local()
 
@@ -238,7 +241,7 @@ def _head(address: str) -> Entry:
     name = _in_held(address)
     if name is None:
         found = look_at(address)
-        return found.name, found.size, found.version, False
+        return _entry_of(found.name, found)
     entry = _entries_of_held().get(name)
     if entry is None or entry[3]:
         raise FileNotFoundError(f"{without_secrets(address)}: there is no such object")
@@ -259,7 +262,21 @@ def _listed(folder: str) -> list[Entry]:
         store, name = store_and_name(folder)
         listing = store.listed(name)
         start = len(name) + 1 if name else 0
-        objects = [(one.name[start:], one.size, one.version, False) for one in listing.objects]
-        return objects + [(one[start:], 0, "", True) for one in listing.folders]
+        objects = [_entry_of(one.name[start:], one) for one in listing.objects]
+        return objects + [(one[start:], 0, "", True, 0.0) for one in listing.folders]
 
     return tried(folder, look)
+
+
+def _entry_of(name: str, found: StoredObject) -> Entry:
+    return name, found.size, found.version, False, found.modified
+
+
+def _put(address: str, data: bytes, only_new: bool, only_over: str) -> Entry:
+    store, name = store_and_name(address)
+    return _entry_of(name, store.put(name, data, only_new, only_over))
+
+
+def _remove(address: str) -> None:
+    store, name = store_and_name(address)
+    store.delete(name)

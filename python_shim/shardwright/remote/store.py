@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from errno import ESTALE
 from typing import Any, Protocol
 
 from shardwright.remote.address import without_secrets
@@ -19,6 +20,8 @@ class StoreError(OSError):
 
 class ChangedObjectError(StoreError):
     """An object is no longer the one that was looked at: another version, another length, or gone."""
+
+    errno = ESTALE  #: by which the engine knows it
 
 
 class DeniedError(StoreError, PermissionError):
