@@ -320,9 +320,7 @@ def test_onto_itself_a_kill_leaves_the_source(tmp_path: Path):
         source_in(source, large)
     assert process.returncode == -signal.SIGKILL
     assert differing(held(source), before) == []
-    sw.convert(
-        source, source, quantization="nvfp4-modelopt", quantized_weights=["layers.*"], overwrite=True
-    )
+    sw.convert(source, source, quantization="nvfp4-modelopt", quantized_weights=["layers.*"], overwrite=True)
     assert sw.verify(source).problems == [] and not (source / "model.safetensors").exists()
 
 
