@@ -1,4 +1,4 @@
-#include "planner/handover/engine_tensors.h"
+#include "planner/handover/engine_transfers.h"
 
 #include <algorithm>
 #include <optional>
