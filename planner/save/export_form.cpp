@@ -15,6 +15,7 @@
 #include "planner/geometry/lattice.h"
 #include "planner/load/load_plan.h"
 #include "planner/models/known_models.h"
+#include "planner/names/companions.h"
 #include "planner/names/held_tensors.h"
 #include "planner/names/packed_tensors.h"
 #include "planner/names/packed_weights.h"

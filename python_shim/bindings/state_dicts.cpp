@@ -11,6 +11,7 @@
 #include "planner/load/request_list.h"
 #include "planner/lora/lora_state_dict.h"
 #include "planner/models/known_models.h"
+#include "planner/names/companions.h"
 #include "planner/names/encodings.h"
 #include "planner/names/held_tensors.h"
 #include "planner/names/rule_pieces.h"

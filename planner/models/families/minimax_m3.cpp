@@ -13,6 +13,7 @@
 #include "planner/models/minimax_m3_presets.h"
 #include "planner/models/rules.h"
 #include "planner/models/samples.h"
+#include "planner/names/companions.h"
 
 namespace shardwright {
 namespace {
