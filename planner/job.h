@@ -10,7 +10,7 @@
 namespace shardwright {
 
 /// The ranks that load, save or export together: each of them calls the same functions in the same order.
-/// A Job as it is made here is one process alone. planner/torch/exchange.h makes one over c10d.
+/// A Job as it is made here is one process alone. job_over() makes one over c10d.
 struct Job {
   /// Turns the bytes of all ranks, in their order, into an answer for each.
   using Answers = std::function<std::vector<std::string>(std::vector<std::string>)>;

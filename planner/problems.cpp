@@ -1,9 +1,10 @@
 #include "planner/problems.h"
 
 #include <algorithm>
-#include <cctype>
 #include <map>
 #include <utility>
+
+#include "planner/digits.h"
 
 namespace shardwright {
 namespace {
@@ -24,10 +25,7 @@ std::vector<std::pair<Cut, std::int64_t>> cuts_of(const std::string& name) {
     const std::size_t end = std::min(name.find('.', begin), name.size());
     const std::string part = name.substr(begin, end - begin);
     const bool has_leading_zero = part.size() > 1 && part[0] == '0';
-    const bool is_number = !part.empty() && part.size() < 10 && !has_leading_zero &&
-                           std::all_of(part.begin(), part.end(), [](char c) {
-                             return std::isdigit(static_cast<unsigned char>(c)) != 0;
-                           });
+    const bool is_number = part.size() < 10 && !has_leading_zero && is_digits(part);
     if (is_number) cuts.push_back({{name.substr(0, begin), name.substr(end)}, std::stoll(part)});
     begin = end + 1;
   }

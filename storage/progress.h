@@ -1,10 +1,7 @@
 #pragma once
 
 #include <atomic>
-#include <cerrno>
 #include <cstdint>
-
-#include "planner/error.h"
 
 namespace shardwright {
 
@@ -15,17 +12,5 @@ struct Progress {
   std::atomic<std::uint64_t> total{0};  ///< 0: not known yet
   std::atomic<bool> stopped{false};     ///< set by whoever wants no more of it
 };
-
-/// For work that may be watched by nobody.
-inline void expect_in_all(Progress* progress, std::uint64_t total) {
-  if (progress != nullptr) progress->total += total;
-}
-
-/// Throws Error(io) with EINTR where the work has been stopped.
-inline void count_done(Progress* progress, std::uint64_t more) {
-  if (progress == nullptr) return;
-  progress->done += more;
-  if (progress->stopped) throw Error(ErrorKind::io, "stopped", EINTR);
-}
 
 }  // namespace shardwright

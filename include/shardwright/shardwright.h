@@ -18,8 +18,7 @@
 
 // Ranks together: load, resume, save and export in one call.
 #include "planner/job.h"
-#include "planner/lora/adapter_request.h"
-#include "storage/format/adapter_config.h"
+#include "planner/lora/adapter.h"
 #include "storage/jobs/adapters.h"
 #include "storage/jobs/export_checkpoint.h"
 #include "storage/jobs/load_checkpoint.h"

@@ -11,9 +11,6 @@
 
 namespace shardwright {
 
-struct Catalog;   // planner/names/catalog.h
-struct Transfer;  // planner/load/load_plan.h
-
 /// A box of a tensor that a checkpoint would hold, and where its elements lie in an engine's tensor.
 ///
 /// Rank 1 of 4 has rows 16 to 31 of k_proj [64, 32] behind 64 rows of queries in its qkv_proj:
@@ -28,7 +25,9 @@ struct EnginePart {
   /// of the engine's tensor, in order.
   std::vector<int> axes = {};
   Shape steps = {};  ///< from one index to the next along it; empty: 1 for all
-  Shape view = {};   ///< see Transfer::source_view; empty: the tensor's own shape
+  /// The tensor's dimensions, each in one factor or more, of which `box` is a box: every other column of
+  /// [6, 10] is one of [6, 5, 2]. Empty: the tensor's own shape.
+  Shape view = {};
 
   bool operator==(const EnginePart&) const = default;
 };
@@ -74,14 +73,5 @@ struct RefitOutcome {
   /// Why ranks of this rank's node share no memory; empty where they do, or there are none.
   std::string not_shared = {};
 };
-
-/// The parts as Transfers from the tensors of a catalog, which are stored whole, to tensors[destination], in
-/// the order of the parts. Elements stay as they are stored: codes are not decoded.
-///
-/// Throws one Error(mismatch) that tells what does not fit, by name: tensors that are not in the catalog,
-/// boxes that are not inside of them, another dtype, elements of the engine's tensors that no part or several
-/// write. `what` is what the catalog stands for in the message.
-std::vector<Transfer> transfers_into(const std::vector<EngineTensor>& tensors, const Catalog& catalog,
-                                     const std::string& what);
 
 }  // namespace shardwright

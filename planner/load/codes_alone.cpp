@@ -7,6 +7,7 @@
 
 #include "planner/geometry/lattice.h"
 #include "planner/load/transfers.h"
+#include "planner/names/companions.h"
 #include "planner/names/encodings.h"
 #include "planner/names/packed_weights.h"
 

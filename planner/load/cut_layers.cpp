@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <set>
 
+#include "planner/names/rule_pieces.h"
 #include "planner/problems.h"
 
 namespace shardwright {

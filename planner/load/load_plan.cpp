@@ -13,6 +13,7 @@
 #include "planner/load/scaled_parts.h"
 #include "planner/load/seen_boxes.h"
 #include "planner/load/transfers.h"
+#include "planner/names/companions.h"
 #include "planner/names/encodings.h"
 #include "planner/names/packed_weights.h"
 #include "planner/names/quantization_config.h"

@@ -8,6 +8,7 @@
 #include "planner/geometry/lattice.h"
 #include "planner/geometry/view.h"
 #include "planner/load/transfers.h"
+#include "planner/names/companions.h"
 #include "planner/names/encodings.h"
 #include "planner/problems.h"
 #include "planner/wire/plan.pb.h"

@@ -9,6 +9,7 @@
 #include "kernels/decode.h"
 #include "planner/load/scaled_parts.h"
 #include "planner/load/transfers.h"
+#include "planner/names/companions.h"
 #include "planner/names/packed_weights.h"
 #include "planner/problems.h"
 

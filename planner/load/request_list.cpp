@@ -5,6 +5,7 @@
 #include <unordered_set>
 
 #include "planner/geometry/correspondence.h"
+#include "planner/names/companions.h"
 #include "planner/names/encodings.h"
 #include "planner/names/packed_weights.h"
 #include "planner/names/rule_pieces.h"

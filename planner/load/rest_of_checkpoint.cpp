@@ -8,7 +8,7 @@
 #include <unordered_map>
 
 #include "planner/load/cut_layers.h"
-#include "planner/names/encodings.h"
+#include "planner/names/companions.h"
 #include "planner/names/rule_pieces.h"
 #include "planner/problems.h"
 

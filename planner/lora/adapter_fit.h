@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "planner/lora/adapter_request.h"
+#include "planner/lora/adapter.h"
 #include "planner/lora/lora_places.h"
 #include "planner/names/catalog.h"
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "planner/lora/lora_pairs.h"
-#include "planner/models/models.h"
+#include "planner/models/known_models.h"
 #include "planner/names/weight_map.h"
 
 namespace shardwright {

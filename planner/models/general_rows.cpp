@@ -8,6 +8,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include "planner/digits.h"
+
 namespace shardwright {
 namespace {
 
@@ -23,8 +25,7 @@ std::vector<Number> numbers_in(const std::string& name) {
   for (std::size_t begin = 0; begin <= name.size();) {
     const std::size_t end = std::min(name.find_first_of("._", begin), name.size());
     const std::string_view word = std::string_view(name).substr(begin, end - begin);
-    const bool is_number = !word.empty() && word.size() <= 9 && (word[0] != '0' || word.size() == 1) &&
-                           std::ranges::all_of(word, [](char c) { return c >= '0' && c <= '9'; });
+    const bool is_number = word.size() <= 9 && is_digits(word) && (word[0] != '0' || word.size() == 1);
     if (is_number) numbers.push_back({begin, end, std::stoll(std::string(word))});
     begin = end + 1;
   }

@@ -1,5 +1,3 @@
-#include "planner/models/models.h"
-
 #include <algorithm>
 #include <array>
 #include <cctype>
@@ -10,6 +8,7 @@
 #include "planner/error.h"
 #include "planner/models/config.h"
 #include "planner/models/families.h"
+#include "planner/models/known_models.h"
 #include "planner/names/held_tensors.h"
 #include "planner/names/rule_pieces.h"
 

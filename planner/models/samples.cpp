@@ -45,8 +45,6 @@ constexpr Spelling spellings[] = {
       "moe_intermediate_size", "intermediate_size"}},
 };
 
-[[noreturn]] void refuse_sample(const std::string& what) { throw Error(ErrorKind::argument, what); }
-
 std::string quoted(std::string_view name) { return "'" + std::string(name) + "'"; }
 
 /// The part of a config that says what the text model is: itself, or what it has for a part.
@@ -72,8 +70,8 @@ void check_lists(const Json& before, const Json& after) {
     if (!list.is_array() || list.size() != layers || !list[0].is_string()) continue;
     const Json& other = after.at(name);
     if (!other.is_array() || other.size() != now) {
-      refuse_sample("config: " + name + ": expected an entry for each of " + now.dump() + " layers, found " +
-                    other.dump() + "; give such a list, too");
+      throw Error(ErrorKind::argument, "config: " + name + ": expected an entry for each of " + now.dump() +
+                                           " layers, found " + other.dump() + "; give such a list, too");
     }
   }
 }
@@ -133,18 +131,21 @@ Json config_of(const Sample& sample, const SampleChanges& changes) {
     const auto* const size = std::find_if(std::begin(sizes), std::end(sizes),
                                           [&](const Size& one) { return one.name == changes.size; });
     if (size == std::end(sizes))
-      refuse_sample("preset " + quoted(std::string_view(changes.size)) +
-                    ": expected tiny, small or bench of a family");
+      throw Error(ErrorKind::argument, "preset " + quoted(std::string_view(changes.size)) +
+                                           ": expected tiny, small or bench of a family");
     enlarge(config, *size);
   }
   if (changes.config.empty()) return config;
   const Json values = Json::parse(changes.config, nullptr, /*allow_exceptions=*/false);
-  if (!values.is_object()) refuse_sample("config: expected a JSON object of values for config.json");
+  if (!values.is_object())
+    throw Error(ErrorKind::argument, "config: expected a JSON object of values for config.json");
   if (values.contains("quantization_config"))
-    refuse_sample("config: quantization_config follows from the form and the encoding; give these");
+    throw Error(ErrorKind::argument,
+                "config: quantization_config follows from the form and the encoding; give these");
   const Json before = text_of(config);
   change(config, values);
-  if (!text_of(config).is_object()) refuse_sample("config: text_config: expected an object");
+  if (!text_of(config).is_object())
+    throw Error(ErrorKind::argument, "config: text_config: expected an object");
   check_lists(before, text_of(config));
   return config;
 }
@@ -168,7 +169,7 @@ std::pair<std::optional<StoredEncoding>, std::optional<StoredEncoding>> encoding
 std::int64_t product(std::int64_t a, std::int64_t b) {
   std::int64_t result = 0;
   if (__builtin_mul_overflow(a, b, &result))
-    refuse_sample("config: sizes make a tensor too large to be counted");
+    throw Error(ErrorKind::argument, "config: sizes make a tensor too large to be counted");
   return result;
 }
 
@@ -216,7 +217,8 @@ SampleCheckpoint sample_checkpoint(const Model& family, std::string_view form, c
     }
     return {tensors.take(), config.dump(2) + "\n"};
   }
-  refuse_sample("form " + quoted(form) + " of " + std::string(family.family) + ": expected one of " + known);
+  throw Error(ErrorKind::argument,
+              "form " + quoted(form) + " of " + std::string(family.family) + ": expected one of " + known);
 }
 
 SampleTensors::SampleTensors(Json config, std::optional<StoredEncoding> experts,
@@ -243,8 +245,8 @@ std::int64_t SampleTensors::number(std::string_view name, std::string_view part)
     constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
     const bool is_whole = value.is_number() && value == std::floor(value.get<double>());
     if (!is_whole || value < 0 || value > most) {
-      refuse_sample("config: " + std::string(spelling) + ": expected a number from 0 to " +
-                    std::to_string(most) + ", found " + value.dump());
+      throw Error(ErrorKind::argument, "config: " + std::string(spelling) + ": expected a number from 0 to " +
+                                           std::to_string(most) + ", found " + value.dump());
     }
     return value.get<std::int64_t>();
   };
@@ -256,7 +258,8 @@ std::int64_t SampleTensors::number(std::string_view name, std::string_view part)
     }
   }
   const Json* value = find(name, part);
-  if (value == nullptr) refuse_sample("config: expected a number " + quoted(name) + ", found none");
+  if (value == nullptr)
+    throw Error(ErrorKind::argument, "config: expected a number " + quoted(name) + ", found none");
   return checked(name, *value);
 }
 
@@ -294,9 +297,11 @@ Shape SampleTensors::shape_of(std::string_view text, std::string_view part) cons
         if (read.ec != std::errc() || read.ptr != factor.data() + factor.size()) one = number(factor, part);
         value = product(value, one);
       }
-      if (__builtin_add_overflow(sum, value, &sum)) refuse_sample("config: sizes are too large to be added");
+      if (__builtin_add_overflow(sum, value, &sum))
+        throw Error(ErrorKind::argument, "config: sizes are too large to be added");
     }
-    if (sum == 0) refuse_sample("config: " + std::string(dimension) + ": expected a size, found 0");
+    if (sum == 0)
+      throw Error(ErrorKind::argument, "config: " + std::string(dimension) + ": expected a size, found 0");
     shape.push_back(sum);
   }
   return shape;
@@ -306,12 +311,14 @@ Shape SampleTensors::shape_of(std::string_view text, std::string_view part) cons
 void SampleTensors::check(const NamedShape& tensor) const {
   std::int64_t elements = 8;  // bytes of the largest
   for (const std::int64_t size : tensor.shape) {
-    if (size <= 0) refuse_sample("config: " + tensor.name + " would have a side of " + std::to_string(size));
+    if (size <= 0)
+      throw Error(ErrorKind::argument,
+                  "config: " + tensor.name + " would have a side of " + std::to_string(size));
     elements = product(elements, size);
   }
   if (tensors_.size() >= most_tensors) {
-    refuse_sample("config: expected at most " + std::to_string(most_tensors) +
-                  " tensors; give fewer layers or experts");
+    throw Error(ErrorKind::argument, "config: expected at most " + std::to_string(most_tensors) +
+                                         " tensors; give fewer layers or experts");
   }
 }
 

@@ -13,7 +13,7 @@
 
 #include "kernels/dtype.h"
 #include "planner/geometry/box.h"
-#include "planner/models/models.h"
+#include "planner/models/known_models.h"
 #include "planner/models/stored_encodings.h"
 
 namespace shardwright {

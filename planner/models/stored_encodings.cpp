@@ -12,22 +12,20 @@ namespace {
 using Json = nlohmann::ordered_json;
 using Names = StoredEncoding::Names;
 
-[[noreturn]] void refuse_encoding(const std::string& what) { throw Error(ErrorKind::argument, what); }
-
 /// The name without ".weight", before which companions of a module stand.
 std::string module_of(const std::string& weight) {
   constexpr std::string_view ending = ".weight";
   if (!weight.ends_with(ending))
-    refuse_encoding(weight + ": expected a name that ends in .weight in this encoding");
+    throw Error(ErrorKind::argument, weight + ": expected a name that ends in .weight in this encoding");
   return weight.substr(0, weight.size() - ending.size());
 }
 
 /// The shape as it is packed: so many elements of its last dimension in one.
 Shape packed(const std::string& name, Shape shape, std::int64_t elements) {
   if (shape.back() % elements != 0) {
-    refuse_encoding(name + ": expected rows of a multiple of " + std::to_string(elements) +
-                    " elements in this encoding, found " + std::to_string(shape.back()) +
-                    "; change the config");
+    throw Error(ErrorKind::argument, name + ": expected rows of a multiple of " + std::to_string(elements) +
+                                         " elements in this encoding, found " + std::to_string(shape.back()) +
+                                         "; change the config");
   }
   shape.back() /= elements;
   return shape;
@@ -140,7 +138,7 @@ const StoredEncoding& stored_encoding_named(std::string_view name) {
     if (encoding.name == name) return encoding;
     known += (known.empty() ? "" : ", ") + std::string(encoding.name);
   }
-  refuse_encoding("encoding '" + std::string(name) + "': expected one of " + known);
+  throw Error(ErrorKind::argument, "encoding '" + std::string(name) + "': expected one of " + known);
 }
 
 void add_stored(std::vector<NamedShape>& tensors, const StoredEncoding& stored, const std::string& name,

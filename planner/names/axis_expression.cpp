@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "planner/digits.h"
 #include "planner/error.h"
 #include "planner/geometry/correspondence.h"
 #include "planner/geometry/view.h"
@@ -20,10 +21,6 @@ constexpr std::array<std::string_view, 2> counters = {"{expert}", "{shard}"};
 
 bool is_letter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0; }
 bool is_digit(char c) { return std::isdigit(static_cast<unsigned char>(c)) != 0; }
-
-bool is_number(std::string_view text) {
-  return !text.empty() && std::all_of(text.begin(), text.end(), is_digit);
-}
 
 bool is_name(std::string_view text) {
   return !text.empty() && is_letter(text.front()) && std::all_of(text.begin(), text.end(), [](char c) {
@@ -70,7 +67,7 @@ std::int64_t product_of(std::int64_t a, std::int64_t b) {
 
 /// Of a name, or of a number.
 std::optional<std::int64_t> size_named(std::string_view name, const Sizes& sizes) {
-  if (is_number(name)) return number_of(name);
+  if (is_digits(name)) return number_of(name);
   const auto found = sizes.find(name);
   return found == sizes.end() ? std::nullopt : std::optional(found->second);
 }
@@ -124,7 +121,7 @@ AxisExpression::Factor AxisExpression::parse_factor(std::string_view text) {
         factor.taken = factor.parts.size();
         factor.name = part;
       }
-      if (!is_name(part) && !is_number(part))
+      if (!is_name(part) && !is_digits(part))
         refuse_expression("names and numbers with | between them", text);
       factor.parts.emplace_back(part);
     }
@@ -134,7 +131,7 @@ AxisExpression::Factor AxisExpression::parse_factor(std::string_view text) {
     factor.index = number_of(text.substr(0, slash));
     factor.size = number_of(text.substr(slash + 1));
     if (factor.index >= factor.size) refuse_expression("an index below the number behind it", text);
-  } else if (is_number(text)) {
+  } else if (is_digits(text)) {
     factor.kind = Factor::Kind::number;
     factor.size = number_of(text);
     if (factor.size == 0) refuse_expression("a number of 1 or more", text);
@@ -164,7 +161,7 @@ void AxisExpression::expect_partners() const {
   const std::vector<std::string> hf = partners(hf_);
   if (hf != partners(native_)) refuse_expression("each axis on both sides", text_);
   for (std::size_t i = 1; i < hf.size(); ++i) {
-    if (hf[i] == hf[i - 1] && !is_number(hf[i])) refuse_expression("each axis once on a side", text_);
+    if (hf[i] == hf[i - 1] && !is_digits(hf[i])) refuse_expression("each axis once on a side", text_);
   }
   for (const std::vector<Factor>& dimension : hf_) {
     for (const Factor& factor : dimension) {
@@ -198,7 +195,7 @@ bool AxisExpression::needs_hf_shape() const {
     }
   }
   const auto is_known = [&](const std::string& name) {
-    return is_number(name) || std::find(native.begin(), native.end(), name) != native.end();
+    return is_digits(name) || std::find(native.begin(), native.end(), name) != native.end();
   };
   const bool counts_in_parts =
       std::any_of(native_.begin(), native_.end(), [](const std::vector<Factor>& dimension) {

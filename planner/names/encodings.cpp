@@ -1,45 +1,16 @@
 #include "planner/names/encodings.h"
 
 #include <algorithm>
-#include <iterator>
 
 #include "kernels/decode.h"
 #include "planner/error.h"
+#include "planner/names/companions.h"
 
 namespace shardwright {
 
 static_assert(Product{} == Product::exact_once, "what an Encoding begins with");
 
 namespace {
-
-/// A weight whose name ends so may have scales named as the weight, and then the suffix.
-struct ScaleName {
-  std::string_view weight_ending;
-  std::string_view suffix;
-};
-constexpr ScaleName scale_names[] = {{"", "_scale_inv"}, {".weight", "_scale"}};
-
-/// Endings of global scales, behind the weight's name.
-constexpr std::string_view global_suffixes[] = {"_scale_2", "_global_scale"};
-
-/// Endings of what else may belong to an encoded weight: behind its name, or in place of its ".weight".
-constexpr std::string_view companion_suffixes[] = {"_scale_2", "_global_scale", "_shape", "_activation_scale",
-                                                   "_input_scale"};
-constexpr std::string_view companions_of_module[] = {
-    "input_scale", "input_global_scale", "activation_scale", "output_scale", "k_scale", "v_scale"};
-
-std::string name_with(std::string_view weight_name, const ScaleName& scale_name) {
-  return std::string(weight_name) + std::string(scale_name.suffix);
-}
-
-/// How the scales of a weight end; empty for any other tensor's name.
-std::string_view scale_suffix_of(std::string_view name) {
-  for (const auto& [weight_ending, suffix] : scale_names) {
-    if (name.ends_with(suffix) && name.substr(0, name.size() - suffix.size()).ends_with(weight_ending))
-      return suffix;
-  }
-  return "";
-}
 
 std::string describe(const Catalog& catalog, std::span<const SourceTensor> chunks) {
   return chunks.front().name + " in " + catalog.files[chunks.front().file].name + " (" +
@@ -113,8 +84,6 @@ bool fits(const KnownEncoding& known, DType element, DType dtype, const Shape& s
              : known.spares_rows && known.rows > 1 && has_rows_to_spare(scale_shape, needed);
 }
 
-[[noreturn]] void refuse_scales(const std::string& what) { throw Error(ErrorKind::mismatch, what); }
-
 /// Throws where rows of scales may be to spare, or those of equal parts of the weight, such as heads: which
 /// of the two, no file says, and the numbers would be others.
 void expect_one_reading(const Catalog& catalog, std::span<const SourceTensor> weight,
@@ -125,12 +94,13 @@ void expect_one_reading(const Catalog& catalog, std::span<const SourceTensor> we
   const std::int64_t found = scale_shape[scale_shape.size() - 2];
   const std::int64_t parts = parts_with_rows(found, rows, known.rows);
   if (parts == 0) return;
-  refuse_scales(stored_name(scales.front()) + " in " + catalog.files[scales.front().file].name + ": " +
-                std::to_string(found) + " rows of scales for the " + std::to_string(rows) + " rows of " +
-                stored_name(weight.front()) + " are either those of " + std::to_string(parts) + " parts of " +
-                std::to_string(rows / parts) + " rows, or some are to spare; expected " +
-                std::to_string((rows + known.rows - 1) / known.rows) +
-                ", as nothing says which; use a release that is not quantized");
+  throw Error(ErrorKind::mismatch,
+              stored_name(scales.front()) + " in " + catalog.files[scales.front().file].name + ": " +
+                  std::to_string(found) + " rows of scales for the " + std::to_string(rows) + " rows of " +
+                  stored_name(weight.front()) + " are either those of " + std::to_string(parts) +
+                  " parts of " + std::to_string(rows / parts) + " rows, or some are to spare; expected " +
+                  std::to_string((rows + known.rows - 1) / known.rows) +
+                  ", as nothing says which; use a release that is not quantized");
 }
 
 /// An encoding with a global scale is told by it.
@@ -158,17 +128,18 @@ const KnownEncoding& blocks_of(const Catalog& catalog, std::span<const SourceTen
     const std::string& name = weight.front().name;
     if (catalog.find(name + std::string(global_suffixes[0])).empty() &&
         catalog.find(name + std::string(global_suffixes[1])).empty()) {
-      refuse_scales(describe(catalog, weight) + ": an NVFP4 weight needs its global scale; expected " + name +
-                    std::string(global_suffixes[0]) + " or " + name + std::string(global_suffixes[1]) +
-                    ", found no tensor of that name");
+      throw Error(ErrorKind::mismatch,
+                  describe(catalog, weight) + ": an NVFP4 weight needs its global scale; expected " + name +
+                      std::string(global_suffixes[0]) + " or " + name + std::string(global_suffixes[1]) +
+                      ", found no tensor of that name");
     }
   }
   for (const KnownEncoding& one : known) {
     if (has(one.elements, weight.front().dtype)) expected.push_back(describe(one, weight_shape));
   }
-  refuse_scales(describe(catalog, scales) + ": fits no known block shape of the weight " +
-                describe(catalog, weight) + "; expected " + joined(expected) +
-                "; convert the checkpoint to one of these");
+  throw Error(ErrorKind::mismatch, describe(catalog, scales) + ": fits no known block shape of the weight " +
+                                       describe(catalog, weight) + "; expected " + joined(expected) +
+                                       "; convert the checkpoint to one of these");
 }
 
 }  // namespace
@@ -219,37 +190,6 @@ Encoding encoding_with(const KnownEncoding& known, const Shape& weight_shape) {
   return encoding;
 }
 
-std::vector<std::string> scale_names_of(std::string_view weight_name) {
-  std::vector<std::string> names;
-  for (const ScaleName& scale_name : scale_names) {
-    if (weight_name.ends_with(scale_name.weight_ending)) names.push_back(name_with(weight_name, scale_name));
-  }
-  return names;
-}
-
-bool is_scale_name(std::string_view name) { return !scale_suffix_of(name).empty(); }
-
-std::string_view weight_name_of(std::string_view name) {
-  name.remove_suffix(scale_suffix_of(name).size());
-  return name;
-}
-
-std::string_view weight_name_of_companion(std::string_view name) {
-  for (const std::string_view suffix : companion_suffixes) {
-    if (!name.ends_with(suffix)) continue;
-    const std::string_view weight = name.substr(0, name.size() - suffix.size());
-    if (weight.ends_with(".weight")) return weight;
-  }
-  return name;
-}
-
-std::span<const SourceTensor> scales_of(const Catalog& catalog, std::string_view weight_name) {
-  for (const std::string& name : scale_names_of(weight_name)) {
-    if (const std::span<const SourceTensor> scales = catalog.find(name); !scales.empty()) return scales;
-  }
-  return {};
-}
-
 std::int64_t block_along(const Encoding& encoding, std::size_t rank, std::size_t d) {
   if (d + 2 < rank) return 1;
   return d + 1 == rank ? encoding.block_columns : encoding.block_rows;
@@ -287,73 +227,6 @@ Box weight_box_of(const Encoding& encoding, const Box& scale_box, const Shape& w
   return box;
 }
 
-std::span<const SourceTensor> global_scale_of(const Catalog& catalog, const Encoding& encoding,
-                                              std::string_view weight_name) {
-  if (encoding.global_suffix.empty()) return {};
-  return catalog.find(std::string(weight_name) + std::string(encoding.global_suffix));
-}
-
-namespace {
-
-/// The encoded weight that a tensor belongs to as is_companion() says; empty if to none.
-std::string weight_of_companion(const Catalog& catalog, std::string_view name) {
-  const auto is_weight = [&](std::string_view weight_name) {
-    const std::span<const SourceTensor> weight = catalog.find(weight_name);
-    return !weight.empty() && (is_float8(weight.front().dtype) || is_packed(weight.front().dtype) ||
-                               !scales_of(catalog, weight_name).empty());  // codes seen in bytes or words
-  };
-  for (const std::string_view suffix : companion_suffixes) {
-    if (!name.ends_with(suffix)) continue;
-    const std::string_view weight = name.substr(0, name.size() - suffix.size());
-    if (is_weight(weight)) return std::string(weight);
-  }
-  for (const std::string_view ending : companions_of_module) {
-    if (!name.ends_with(ending)) continue;
-    std::string weight = std::string(name.substr(0, name.size() - ending.size())) + "weight";
-    if (is_weight(weight)) return weight;
-  }
-  return "";
-}
-
-}  // namespace
-
-std::vector<std::string> companions_of(const Catalog& catalog, std::string_view weight_name) {
-  std::vector<std::string> names;
-  const auto add = [&](std::string name) {
-    if (!catalog.find(name).empty()) names.push_back(std::move(name));
-  };
-  for (std::string& name : scale_names_of(weight_name)) add(std::move(name));
-  for (const std::string_view suffix : companion_suffixes)
-    add(std::string(weight_name) + std::string(suffix));
-  constexpr std::string_view weight = "weight";
-  if (!weight_name.ends_with(weight)) return names;
-  const std::string module(weight_name.substr(0, weight_name.size() - weight.size()));
-  for (const std::string_view ending : companions_of_module) add(module + std::string(ending));
-  return names;
-}
-
-std::string what_decodes(const Catalog& catalog, const SourceTensor& tensor) {
-  const bool may_be_codes =
-      tensor.dtype == DType::U8 || tensor.dtype == DType::I8 || tensor.dtype == DType::I32;
-  if (!may_be_codes) return "";
-  for (const std::string_view suffix : {"_scale", "_scale_inv"}) {
-    std::string name = tensor.name + std::string(suffix);
-    if (!catalog.find(name).empty()) return name;
-  }
-  return "";
-}
-
-bool is_companion(const Catalog& catalog, std::string_view name) {
-  return !weight_of_companion(catalog, name).empty();
-}
-
-bool is_of_activations(const Catalog& catalog, std::string_view name) {
-  constexpr std::string_view of_weights[] = {".weight_scale_2", ".weight_global_scale", ".weight_shape"};
-  return is_companion(catalog, name) &&
-         std::none_of(std::begin(of_weights), std::end(of_weights),
-                      [&](std::string_view ending) { return name.ends_with(ending); });
-}
-
 namespace {
 
 /// Refuses what has scales under two names, or two global scales.
@@ -362,9 +235,9 @@ void expect_one_of_each(const Catalog& catalog, std::span<const SourceTensor> we
   const std::string& name = weight.front().name;
   const auto refuse_both = [&](const char* what, std::span<const SourceTensor> one,
                                std::span<const SourceTensor> other) {
-    refuse_scales(describe(catalog, weight) + ": expected " + what + " under one name, found both " +
-                  describe(catalog, one) + " and " + describe(catalog, other) +
-                  "; remove those that are not meant");
+    throw Error(ErrorKind::mismatch, describe(catalog, weight) + ": expected " + what +
+                                         " under one name, found both " + describe(catalog, one) + " and " +
+                                         describe(catalog, other) + "; remove those that are not meant");
   };
   for (const std::string& other : scale_names_of(name)) {
     if (other != scales.front().name && !catalog.find(other).empty())
@@ -382,8 +255,9 @@ void expect_global_scale(const Catalog& catalog, std::span<const SourceTensor> w
   if (global.empty()) return;
   if (global.front().dtype != DType::F32 || volume(Catalog::global_shape(global)) != 1 ||
       global.size() != 1) {
-    refuse_scales(describe(catalog, global) + ": expected one F32 number, the global scale of " +
-                  describe(catalog, weight));
+    throw Error(ErrorKind::mismatch, describe(catalog, global) +
+                                         ": expected one F32 number, the global scale of " +
+                                         describe(catalog, weight));
   }
 }
 
@@ -396,28 +270,31 @@ Encoding encoding_of(const Catalog& catalog, std::span<const SourceTensor> weigh
   const std::span<const SourceTensor> scales = scales_of(catalog, name);
   if (scales.empty()) {
     if (is_float8(element) || is_packed(element)) {
-      refuse_scales(describe(catalog, weight) + ": " + (is_packed(element) ? "a packed" : "an FP8") +
-                    " weight needs its scales; expected " + joined(scale_names_of(name)) +
-                    ", found no tensor of that name");
+      throw Error(ErrorKind::mismatch, describe(catalog, weight) + ": " +
+                                           (is_packed(element) ? "a packed" : "an FP8") +
+                                           " weight needs its scales; expected " +
+                                           joined(scale_names_of(name)) + ", found no tensor of that name");
     }
     return {element, false, DType::U8, 1, 1};
   }
   expect_one_of_each(catalog, weight, scales);
   const Shape shape = Catalog::global_shape(weight);
   if ((!is_float8(element) && !is_packed(element)) || shape.size() < 2) {
-    refuse_scales(
+    throw Error(
+        ErrorKind::mismatch,
         describe(catalog, weight) +
-        ": expected F8_E4M3, F8_E5M2 or two elements in a byte, in a matrix or a stack of them, since " +
-        scales.front().name + " says that it is block-scaled");
+            ": expected F8_E4M3, F8_E5M2 or two elements in a byte, in a matrix or a stack of them, since " +
+            scales.front().name + " says that it is block-scaled");
   }
   if (is_packed(element) && shape.back() % 2 != 0) {
-    refuse_scales(
+    throw Error(
+        ErrorKind::mismatch,
         describe(catalog, weight) +
-        ": expected rows of whole bytes, found an odd number of elements, two of which share a byte");
+            ": expected rows of whole bytes, found an odd number of elements, two of which share a byte");
   }
   if (is_packed(element) && !catalog.find(name + "_zero_point").empty()) {
-    refuse_scales(describe(catalog, weight) + ": its elements are counted from " + name +
-                  "_zero_point, which is not supported; expected symmetric ones");
+    throw Error(ErrorKind::mismatch, describe(catalog, weight) + ": its elements are counted from " + name +
+                                         "_zero_point, which is not supported; expected symmetric ones");
   }
   Encoding encoding = encoding_with(blocks_of(catalog, weight, scales, known), shape);
   encoding.element = element;
@@ -436,9 +313,9 @@ Encoding multiplied_by(const Catalog& catalog, std::span<const SourceTensor> wei
   const Shape of_multiplier = Catalog::global_shape(multiplier);
   if (!can_decode(weight.front().dtype, multiplier.front().dtype) || is_float8(weight.front().dtype) ||
       shape.size() < 3 || of_multiplier != Shape(shape.begin(), shape.end() - 2)) {
-    refuse_scales(describe(catalog, multiplier) +
-                  ": expected one number of F16, BF16 or F32 for each matrix of " +
-                  describe(catalog, weight) + ", which it multiplies");
+    throw Error(ErrorKind::mismatch, describe(catalog, multiplier) +
+                                         ": expected one number of F16, BF16 or F32 for each matrix of " +
+                                         describe(catalog, weight) + ", which it multiplies");
   }
   Encoding encoding{weight.front().dtype, true, multiplier.front().dtype,
                     std::max<std::int64_t>(1, shape.end()[-2]), std::max<std::int64_t>(1, shape.back())};

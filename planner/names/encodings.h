@@ -47,44 +47,8 @@ const std::vector<KnownEncoding>& known_exact_encodings();
 /// The encoding of F8_E4M3 weights of this shape with such scales.
 Encoding encoding_with(const KnownEncoding& blocks, const Shape& weight_shape);
 
-/// The names that the scales of a weight may have: "<weight>_scale_inv" (despite the name, it multiplies),
-/// and beside a "<module>.weight" also "<module>.weight_scale", which compressed-tensors, ModelOpt and vLLM
-/// write.
-std::vector<std::string> scale_names_of(std::string_view weight_name);
-
-/// The inverse: the weight's name for the name of a scale, any other name unchanged.
-std::string_view weight_name_of(std::string_view name);
-/// Whether weight_name_of() gives another name than this.
-bool is_scale_name(std::string_view name);
-
-/// The weight's name for that of a companion that is no scale, such as "<module>.weight_global_scale", by its
-/// ending alone; any other name unchanged.
-std::string_view weight_name_of_companion(std::string_view name);
-
-/// The chunks of the scales of a weight; empty if the catalog has none.
-std::span<const SourceTensor> scales_of(const Catalog& catalog, std::string_view weight_name);
-
 /// Elements of a weight of so many dimensions that share a scale along dimension d.
 std::int64_t block_along(const Encoding& encoding, std::size_t rank, std::size_t d);
-
-/// The chunks of a weight's global scale; empty if the encoding or the catalog has none.
-std::span<const SourceTensor> global_scale_of(const Catalog& catalog, const Encoding& encoding,
-                                              std::string_view weight_name);
-
-/// Whether the tensor belongs to an encoded weight of the catalog and is neither its elements nor scales of
-/// them: its shape, or scales of activations, which training has no use for.
-bool is_companion(const Catalog& catalog, std::string_view name);
-
-/// Whether such a companion is for running the model, as scales of activations and of a KV cache are: the
-/// weight's elements can be decoded without it.
-bool is_of_activations(const Catalog& catalog, std::string_view name);
-
-/// The catalog's names of what belongs to an encoded weight: scales, global scale and all companions.
-std::vector<std::string> companions_of(const Catalog& catalog, std::string_view weight_name);
-
-/// The name of the scales of a tensor whose integers are codes of a weight that a trainer keeps packed, under
-/// its own names; empty: there are none, and its integers are numbers.
-std::string what_decodes(const Catalog& catalog, const SourceTensor& tensor);
 
 /// Shape of the scales that a weight of this shape needs: ceil(size / block) along each of scale_rank
 /// dimensions. A checkpoint may have more rows of them.

@@ -3,16 +3,9 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "planner/digits.h"
+
 namespace shardwright {
-namespace {
-
-bool is_decimal(std::string_view text) {
-  return !text.empty() &&
-         std::all_of(text.begin(), text.end(), [](char one) { return one >= '0' && one <= '9'; });
-}
-
-}  // namespace
-
 bool names_all_experts(std::string_view fqn) {
   constexpr std::string_view experts = "experts";
   for (std::size_t begin = 0; begin < fqn.size();) {
@@ -21,7 +14,7 @@ bool names_all_experts(std::string_view fqn) {
     begin = end + 1;
     if (part != experts && (!part.ends_with("_experts") || part == "shared_experts")) continue;
     if (begin >= fqn.size()) return false;
-    return !is_decimal(fqn.substr(begin, std::min(fqn.find('.', begin), fqn.size()) - begin));
+    return !is_digits(fqn.substr(begin, std::min(fqn.find('.', begin), fqn.size()) - begin));
   }
   return false;
 }

@@ -11,8 +11,6 @@
 namespace shardwright {
 namespace {
 
-[[noreturn]] void refuse_grid(const std::string& what) { throw Error(ErrorKind::mismatch, what); }
-
 /// A correspondence's HF side in blocks.
 struct InBlocks {
   View view;
@@ -60,8 +58,8 @@ class HfSide {
     const std::int64_t size =
         std::accumulate(at, in_blocks_.view.sizes.end(), std::int64_t{1}, std::multiplies<>());
     if (size != grid_.shape[d])
-      refuse_grid("expected " + std::to_string(size) + " along dimension " + std::to_string(d) + " of its " +
-                  to_string(grid_.shape));
+      throw Error(ErrorKind::mismatch, "expected " + std::to_string(size) + " along dimension " +
+                                           std::to_string(d) + " of its " + to_string(grid_.shape));
   }
 
   /// One entry for all of a dimension, which the grid has, with size 1, or has not.
@@ -125,12 +123,13 @@ class HfSide {
         partner >= 0 && (next == dimensions.size() || dimensions[next] != dimensions[next - 1]);
     const bool goes_on = partner >= 0 && partner + 1 == innermost_ && !is_last &&
                          of_.native_box.size[next] == of_.native_view.sizes[next];
-    if (!(innermost_ < 0 ? is_last : goes_on)) refuse_grid("the rule takes the elements of a block apart");
+    if (!(innermost_ < 0 ? is_last : goes_on))
+      throw Error(ErrorKind::mismatch, "the rule takes the elements of a block apart");
     innermost_ = partner;
   }
 
   [[noreturn]] static void refuse_cut(std::size_t d) {
-    refuse_grid("the rule cuts dimension " + std::to_string(d) + " inside a block");
+    throw Error(ErrorKind::mismatch, "the rule cuts dimension " + std::to_string(d) + " inside a block");
   }
 
   const Correspondence& of_;
@@ -144,7 +143,8 @@ class Ranges {
  public:
   void add(std::int64_t offset, std::int64_t size, std::int64_t blocks) {
     const auto [range, is_new] = ranges_.try_emplace({offset, size}, Blocks{blocks, 0});
-    if (!is_new && range->second.count != blocks) refuse_grid("its parts have blocks of different sizes");
+    if (!is_new && range->second.count != blocks)
+      throw Error(ErrorKind::mismatch, "its parts have blocks of different sizes");
   }
 
   /// Lays the ranges out one after the other; returns the blocks in all.
@@ -152,12 +152,12 @@ class Ranges {
     std::int64_t end = 0;
     std::int64_t blocks = 0;
     for (auto& [range, of_range] : ranges_) {
-      if (range.first != end) refuse_grid("its parts do not lie side by side");
+      if (range.first != end) throw Error(ErrorKind::mismatch, "its parts do not lie side by side");
       end += range.second;
       of_range.first = blocks;
       blocks += of_range.count;
     }
-    if (end != factor_size) refuse_grid("its parts do not fill it");
+    if (end != factor_size) throw Error(ErrorKind::mismatch, "its parts do not fill it");
     return blocks;
   }
 
@@ -196,7 +196,8 @@ NativeGrid native_grid(const std::vector<GriddedPart>& parts) {
   std::map<const Correspondence*, InBlocks> in_blocks;
   std::vector<Ranges> ranges(native.sizes.size());
   for (const GriddedPart& part : parts) {
-    if (part.of->native_view != native) refuse_grid("its parts are seen in different shapes");
+    if (part.of->native_view != native)
+      throw Error(ErrorKind::mismatch, "its parts are seen in different shapes");
     const auto [of, is_new] = in_blocks.try_emplace(part.of);
     if (is_new) of->second = HfSide(*part.of, part.grid).in_blocks();
     for (std::size_t i = 0; i < ranges.size(); ++i)
@@ -215,7 +216,7 @@ NativeGrid native_grid(const std::vector<GriddedPart>& parts) {
     std::shared_ptr<const Correspondence>& of = placed[part.of];
     if (of == nullptr) {
       of = std::make_shared<Correspondence>(Correspondence{blocks.view, blocks.box, view, box, blocks.axes});
-      if (const std::string fault = fault_of(*of); !fault.empty()) refuse_grid(fault);
+      if (const std::string fault = fault_of(*of); !fault.empty()) throw Error(ErrorKind::mismatch, fault);
     }
     grid.parts.push_back({of, std::move(box)});
   }

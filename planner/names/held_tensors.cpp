@@ -8,7 +8,7 @@
 
 #include "planner/error.h"
 #include "planner/geometry/correspondence.h"
-#include "planner/names/encodings.h"
+#include "planner/names/companions.h"
 #include "planner/names/rule_pieces.h"
 #include "planner/problems.h"
 

@@ -8,6 +8,7 @@
 
 #include "planner/error.h"
 #include "planner/geometry/correspondence.h"
+#include "planner/names/companions.h"
 #include "planner/names/encodings.h"
 #include "planner/names/grids.h"
 #include "planner/names/packed_weights.h"

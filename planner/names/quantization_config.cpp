@@ -6,7 +6,7 @@
 #include <set>
 #include <string_view>
 
-#include "planner/names/encodings.h"
+#include "planner/names/companions.h"
 
 namespace shardwright {
 namespace {

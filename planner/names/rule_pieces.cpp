@@ -10,7 +10,7 @@
 
 #include "planner/error.h"
 #include "planner/geometry/correspondence.h"
-#include "planner/names/encodings.h"
+#include "planner/names/companions.h"
 #include "planner/names/packed_tensors.h"
 #include "planner/names/resolved_axes.h"
 

@@ -123,6 +123,9 @@ struct NameMatch {
 /// place in this layout. Scales go where their weights go.
 std::vector<NameMatch> native_matches_of(const WeightMap& map, std::string_view hf_name);
 
+/// Where a pipeline has an HF tensor: a layer from 0, before_layers or after_layers.
+std::int64_t layer_of(const WeightMap& map, std::string_view hf_name);
+
 /// True if the HF tensor is stored in F32 where its trainer holds it so: rounding it to BF16 would harm.
 bool stays_wide(const WeightMap& map, std::string_view hf_name);
 

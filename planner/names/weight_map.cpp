@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "planner/error.h"
-#include "planner/names/encodings.h"
+#include "planner/names/companions.h"
 #include "planner/names/expert_names.h"
 #include "planner/names/packed_tensors.h"
 #include "planner/names/rule_pieces.h"

@@ -56,9 +56,6 @@ struct WeightMap {
 inline constexpr std::int64_t before_layers = -1;
 inline constexpr std::int64_t after_layers = std::numeric_limits<std::int64_t>::max();
 
-/// Where a pipeline has an HF tensor: a layer from 0, before_layers or after_layers.
-std::int64_t layer_of(const WeightMap& map, std::string_view hf_name);
-
 /// A tensor of the trainer, over all ranks.
 struct NativeTensor {
   std::string fqn;

@@ -7,6 +7,7 @@
 
 #include "kernels/encode.h"
 #include "planner/error.h"
+#include "planner/names/companions.h"
 
 namespace shardwright {
 namespace {

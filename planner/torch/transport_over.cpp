@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "planner/error.h"
-#include "planner/torch/exchange.h"
+#include "planner/torch/peers.h"
 
 namespace shardwright {
 namespace {

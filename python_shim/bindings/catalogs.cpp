@@ -20,7 +20,7 @@
 #include "planner/names/packed_weights.h"
 #include "planner/names/quantization_config.h"
 #include "python_shim/bindings/bindings.h"
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 #include "storage/format/read_catalog.h"
 
 namespace py = pybind11;

@@ -20,7 +20,7 @@
 #include "planner/load/read_items.h"
 #include "planner/load/read_plan.h"
 #include "planner/load/rounding.h"
-#include "planner/names/encodings.h"
+#include "planner/names/companions.h"
 #include "planner/names/held_tensors.h"
 #include "planner/names/packed_weights.h"
 #include "planner/names/tied_heads.h"

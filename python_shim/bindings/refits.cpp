@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "planner/error.h"
-#include "planner/handover/engine_tensors.h"
+#include "planner/handover/engine_transfers.h"
 #include "planner/handover/refit_plan.h"
 #include "planner/save/export_wire.h"
 #include "python_shim/bindings/bindings.h"

@@ -14,6 +14,7 @@
 #include "planner/error.h"
 #include "python_shim/bindings/bindings.h"
 #include "storage/files/plain_http.h"
+#include "storage/files/remote_calls.h"
 #include "storage/files/remote_objects.h"
 
 namespace py = pybind11;

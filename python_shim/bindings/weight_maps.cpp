@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "planner/load/request_list.h"
-#include "planner/models/models.h"
+#include "planner/models/known_models.h"
 #include "planner/names/held_tensors.h"
 #include "planner/names/mesh.h"
 #include "planner/names/packed_tensors.h"

@@ -11,7 +11,7 @@
 #include <string_view>
 
 #include "storage/files/printable.h"
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 #include "storage/files/uninterrupted.h"
 
 namespace shardwright {

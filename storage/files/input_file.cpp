@@ -12,6 +12,7 @@
 
 #include "planner/error.h"
 #include "storage/files/printable.h"
+#include "storage/files/remote_calls.h"
 #include "storage/files/store_speed.h"
 #include "storage/files/uninterrupted.h"
 

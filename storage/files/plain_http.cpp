@@ -7,7 +7,7 @@
 #include <optional>
 #include <string>
 
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 #include "storage/files/store_speed.h"
 
 namespace shardwright {

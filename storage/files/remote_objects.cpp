@@ -1,5 +1,3 @@
-#include "storage/files/remote_objects.h"
-
 #include <algorithm>
 #include <cctype>
 #include <memory>
@@ -9,6 +7,7 @@
 
 #include "planner/error.h"
 #include "storage/files/printable.h"
+#include "storage/files/remote_calls.h"
 
 namespace shardwright {
 namespace {

@@ -10,7 +10,7 @@
 #include "planner/error.h"
 #include "storage/files/entries.h"
 #include "storage/files/printable.h"
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 #include "storage/format/checkpoint_in_place.h"
 #include "storage/format/manifest.h"
 

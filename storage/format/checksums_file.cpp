@@ -9,7 +9,7 @@
 #include "planner/error.h"
 #include "storage/files/input_file.h"
 #include "storage/files/printable.h"
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 #include "storage/format/checksum.h"
 #include "storage/format/checksums.pb.h"
 #include "storage/format/row_checksums.h"

@@ -9,7 +9,7 @@
 #include "planner/problems.h"
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 #include "storage/format/checksum.h"
 #include "storage/threads.h"
 

@@ -23,7 +23,7 @@
 #include "storage/files/input_file.h"
 #include "storage/files/output_file.h"
 #include "storage/files/printable.h"
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 #include "storage/files/uninterrupted.h"
 #include "storage/format/checkpoint_in_place.h"
 #include "storage/format/checkpoint_place.h"

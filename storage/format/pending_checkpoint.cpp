@@ -16,6 +16,7 @@
 #include "storage/files/entries.h"
 #include "storage/files/made_directories.h"
 #include "storage/files/printable.h"
+#include "storage/files/remote_calls.h"
 #include "storage/files/remote_objects.h"
 #include "storage/files/uninterrupted.h"
 #include "storage/format/adapter_file.h"

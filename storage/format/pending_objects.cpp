@@ -14,6 +14,7 @@
 #include "storage/files/entries.h"
 #include "storage/files/output_file.h"
 #include "storage/files/random_number.h"
+#include "storage/files/remote_calls.h"
 #include "storage/files/secrets.h"
 #include "storage/format/checkpoint_in_place.h"
 #include "storage/format/checkpoint_place.h"

@@ -17,7 +17,7 @@
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"
 #include "storage/files/printable.h"
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 #include "storage/files/uninterrupted.h"
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/checksums_file.h"

@@ -16,6 +16,7 @@
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"
 #include "storage/files/output_file.h"
+#include "storage/files/remote_calls.h"
 #include "storage/files/secrets.h"
 #include "storage/format/adapter_config.h"
 #include "storage/format/adapter_file.h"

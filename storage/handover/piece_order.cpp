@@ -7,7 +7,7 @@
 #include <unordered_map>
 #include <utility>
 
-#include "planner/names/encodings.h"
+#include "planner/names/companions.h"
 
 namespace shardwright {
 namespace {

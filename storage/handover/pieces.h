@@ -16,8 +16,7 @@
 namespace shardwright {
 
 /// Checksums of what a rank has handed over, for the next time to hand over only what has changed: XXH3 of
-/// each block of encoded bytes, with the scales that it needs: a run of a row, or several rows where they are
-/// short, or whole blocks of the encoding where these are larger. A caller keeps one on each rank, for each
+/// each block of encoded bytes, with the scales that it needs. A caller keeps one on each rank, for each
 /// receiver, and gives it to each handing over.
 ///
 /// What has been handed over by a run that was not finished counts as unknown, and is handed over again.
@@ -26,6 +25,7 @@ struct PieceSums {
   /// changes more closely.
   std::uint64_t block_bytes = 4096;
 
+  // What a handing over keeps here for the next one, which alone reads it.
   std::uint64_t plan = 0;                  ///< of what they are; another plan makes all unknown
   std::vector<std::size_t> first_of_unit;  ///< index into `sums`
   std::vector<std::uint64_t> sums;         ///< of each block
@@ -92,13 +92,13 @@ struct HandedTensor {
   std::string weight;  ///< that it belongs to, as the files have it; its own name where it belongs to none
 };
 
-struct PieceSource;  // storage/handover/piece_source.h
+struct PieceSource;  // what Pieces holds; internal
 
 /// What a rank hands over of an export without files: the boxes that it would write, each byte of the
 /// checkpoint on one rank. Layer by layer; scales, and what else belongs to a weight, right behind it.
 class Pieces {
  public:
-  /// `source` is made by begin_pieces() or piece_source().
+  /// For begin_pieces(), which makes one.
   explicit Pieces(std::unique_ptr<PieceSource> source);
   Pieces(Pieces&&) noexcept;
   ~Pieces();

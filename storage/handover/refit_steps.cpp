@@ -5,6 +5,7 @@
 
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
+#include "planner/handover/engine_transfers.h"
 #include "storage/handover/handed_layers.h"
 
 namespace shardwright {

@@ -7,10 +7,9 @@
 #include <vector>
 
 #include "planner/job.h"
-#include "planner/lora/adapter_request.h"
+#include "planner/lora/adapter.h"
 #include "planner/names/tensor_spec.h"
 #include "storage/device/device_options.h"
-#include "storage/format/adapter_config.h"
 #include "storage/load/load.h"
 #include "storage/write/export_report.h"
 
@@ -49,9 +48,11 @@ struct AdapterReport {
 
 /// Plans and loads adapter_model.safetensors of `directory` into tensors in CPU memory, as
 /// adapter_config.json says that it is meant. Each rank calls it by itself, with its parts. With `strict`,
-/// tensors of the file that no pair has are an error. Throws as read_adapter_config(); one Error(mismatch)
-/// that tells what does not fit; argument for an unknown model, and for tensors on devices that have to be
-/// zero first; as load(). Nothing is written if the plan fails.
+/// tensors of the file that no pair has are an error. Throws Error: not_found where one of the two files is
+/// missing; malformed for a config that is none; mismatch, with the setting, for other than a plain LoRA
+/// adapter of released weights, such as DoRA; one mismatch that tells what does not fit; argument for an
+/// unknown model, and for tensors on devices that have to be zero first; as load(). Nothing is written if the
+/// plan fails.
 AdapterReport load_adapter(const std::filesystem::path& directory, const std::vector<TensorSpec>& specs,
                            const AdapterRequest& request = {}, bool strict = true,
                            const LoadOptions& options = {});

@@ -7,6 +7,7 @@
 #include "planner/error.h"
 #include "planner/load/load_plan.h"
 #include "planner/models/models.h"
+#include "planner/names/companions.h"
 #include "planner/names/held_tensors.h"
 #include "planner/names/packed_weights.h"
 #include "planner/names/rule_pieces.h"

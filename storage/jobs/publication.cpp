@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/names/companions.h"
 #include "planner/wire/packed_texts.h"
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"

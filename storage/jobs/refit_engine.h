@@ -51,7 +51,7 @@ struct RefitEngineOptions {
   std::function<void()> check_for_interrupt = {};
 };
 
-struct PlannedRefit;  // storage/handover/refit_steps.h
+struct PlannedRefit;  // what KeptRefit holds; internal
 
 /// What a rank keeps from one hand-over to the next, empty at first: the plan, for as long as all ranks bring
 /// the same tensors, and the memory that it shares.
@@ -62,7 +62,7 @@ class KeptRefit {
   KeptRefit& operator=(KeptRefit&&) noexcept;
   ~KeptRefit();
 
-  PlannedRefit& planned() { return *planned_; }
+  PlannedRefit& planned() { return *planned_; }  ///< for refit_engine()
 
  private:
   std::unique_ptr<PlannedRefit> planned_;

@@ -11,7 +11,7 @@
 #include "planner/geometry/byte_boxes.h"
 #include "planner/load/transfers.h"
 #include "planner/names/rule_pieces.h"
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 
 namespace shardwright {
 namespace {

@@ -13,7 +13,7 @@
 #include "planner/geometry/byte_boxes.h"
 #include "storage/boxes/placing.h"
 #include "storage/boxes/scale_checks.h"
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 #include "storage/load/load_rest.h"
 #include "storage/load/parts_of_pieces.h"
 #include "storage/no_memory.h"

@@ -17,7 +17,7 @@
 #include "storage/boxes/placing.h"
 #include "storage/boxes/scale_checks.h"
 #include "storage/files/open_files.h"
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 #include "storage/format/row_checksums.h"
 #include "storage/load/companions.h"
 #include "storage/load/load_devices.h"

@@ -9,7 +9,7 @@
 #include "storage/device/staging.h"
 #include "storage/files/plain_http.h"
 #include "storage/files/printable.h"
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 #include "storage/files/store_speed.h"
 #include "storage/files/uring.h"
 #include "storage/load/task_reader.h"

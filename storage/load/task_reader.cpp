@@ -11,7 +11,7 @@
 #include "storage/files/page_cache.h"
 #include "storage/files/plain_http.h"
 #include "storage/files/printable.h"
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 #include "storage/files/uninterrupted.h"
 #include "storage/memory_units.h"
 #include "storage/rounded_up.h"

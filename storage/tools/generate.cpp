@@ -9,11 +9,12 @@
 #include <vector>
 
 #include "planner/error.h"
+#include "planner/models/known_models.h"
 #include "planner/models/minimax_m3_presets.h"
-#include "planner/models/models.h"
 #include "planner/models/samples.h"
 #include "planner/names/catalog.h"
 #include "planner/names/packed_weights.h"
+#include "storage/count_progress.h"
 #include "storage/files/entries.h"
 #include "storage/files/made_directories.h"
 #include "storage/files/pending_file.h"

@@ -7,7 +7,7 @@
 
 #include "kernels/number_formats.h"
 #include "planner/error.h"
-#include "planner/names/encodings.h"
+#include "planner/names/companions.h"
 #include "storage/tools/random.h"
 
 namespace shardwright {

@@ -12,6 +12,7 @@
 #include "planner/geometry/byte_boxes.h"
 #include "planner/load/transfers.h"
 #include "storage/boxes/box_reading.h"
+#include "storage/count_progress.h"
 #include "storage/seconds.h"
 #include "storage/threads.h"
 #include "storage/tools/simulate_save.h"

@@ -14,11 +14,12 @@
 
 #include "planner/error.h"
 #include "planner/problems.h"
+#include "storage/count_progress.h"
 #include "storage/device/staging.h"
 #include "storage/files/entries.h"
 #include "storage/files/input_file.h"
 #include "storage/files/printable.h"
-#include "storage/files/remote_objects.h"
+#include "storage/files/remote_calls.h"
 #include "storage/format/checkpoint_in_place.h"
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/checksum.h"

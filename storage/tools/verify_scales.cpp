@@ -9,8 +9,10 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/names/companions.h"
 #include "planner/names/encodings.h"
 #include "storage/boxes/scale_checks.h"
+#include "storage/count_progress.h"
 #include "storage/files/input_file.h"
 #include "storage/threads.h"
 

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "planner/error.h"
-#include "planner/models/models.h"
+#include "planner/models/known_models.h"
 #include "planner/names/rule_pieces.h"
 #include "storage/format/adapter_file.h"
 #include "storage/format/checkpoint_in_place.h"

@@ -10,6 +10,7 @@
 #include "planner/geometry/byte_boxes.h"
 #include "planner/load/transfers.h"
 #include "storage/boxes/placing.h"
+#include "storage/count_progress.h"
 #include "storage/seconds.h"
 #include "storage/threads.h"
 #include "storage/write/encode_part.h"

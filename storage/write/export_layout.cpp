@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "planner/error.h"
-#include "planner/names/encodings.h"
+#include "planner/names/companions.h"
 #include "planner/names/packed_weights.h"
 #include "storage/files/printable.h"
 #include "storage/format/hf_index.h"

@@ -9,6 +9,7 @@
 #include "planner/error.h"
 #include "planner/geometry/byte_boxes.h"
 #include "planner/load/transfers.h"
+#include "planner/names/companions.h"
 #include "storage/boxes/box_reading.h"
 #include "storage/boxes/placing.h"
 

@@ -4,6 +4,7 @@
 
 #include <map>
 
+#include "planner/names/companions.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/storage/checkpoint_files.h"
 

@@ -7,6 +7,7 @@
 
 #include "planner/error.h"
 #include "planner/models/models.h"
+#include "planner/names/companions.h"
 #include "planner/names/held_tensors.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/planner/released_model.h"

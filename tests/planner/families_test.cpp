@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-#include "planner/models/models.h"
+#include "planner/models/known_models.h"
 #include "planner/names/rule_pieces.h"
 
 namespace shardwright {

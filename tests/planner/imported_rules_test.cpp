@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "planner/load/load_plan.h"
-#include "planner/models/models.h"
+#include "planner/models/known_models.h"
 #include "planner/names/rule_pieces.h"
 #include "tests/storage/checkpoint_files.h"
 

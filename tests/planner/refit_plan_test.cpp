@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "planner/error.h"
-#include "planner/handover/engine_tensors.h"
+#include "planner/handover/engine_transfers.h"
 
 namespace shardwright {
 namespace {

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "planner/models/models.h"
+#include "planner/names/companions.h"
 #include "tests/planner/plain_lattice.h"
 #include "tests/planner/random_checkpoint.h"
 

@@ -13,7 +13,7 @@
 
 #include "planner/load/load_plan.h"
 #include "planner/models/models.h"
-#include "planner/names/encodings.h"
+#include "planner/names/companions.h"
 #include "storage/format/read_catalog.h"
 #include "tests/kernels/slow_definition.h"
 #include "tests/planner/random_checkpoint.h"

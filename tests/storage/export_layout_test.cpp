@@ -4,7 +4,7 @@
 
 #include <map>
 
-#include "planner/names/encodings.h"
+#include "planner/names/companions.h"
 #include "storage/format/hf_index.h"
 #include "storage/format/safetensors.h"
 #include "tests/planner/random_layouts.h"

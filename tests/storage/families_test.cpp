@@ -9,8 +9,8 @@
 #include <set>
 
 #include "planner/lora/lora_pairs.h"
-#include "planner/models/models.h"
-#include "planner/names/encodings.h"
+#include "planner/models/known_models.h"
+#include "planner/names/companions.h"
 #include "planner/names/rule_pieces.h"
 #include "planner/names/weight_map.h"
 #include "storage/format/read_catalog.h"

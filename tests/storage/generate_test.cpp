@@ -11,8 +11,8 @@
 #include <nlohmann/json.hpp>
 #include <tuple>
 
+#include "planner/models/known_models.h"
 #include "planner/models/minimax_m3_presets.h"
-#include "planner/models/models.h"
 #include "planner/models/stored_encodings.h"
 #include "planner/names/encodings.h"
 #include "planner/names/quantization_config.h"

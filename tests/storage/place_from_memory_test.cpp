@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "planner/names/encodings.h"
+#include "planner/names/companions.h"
 #include "tests/storage/decoded_checkpoint.h"
 
 namespace shardwright {

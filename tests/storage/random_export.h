@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "planner/names/companions.h"
 #include "storage/write/export.h"
 #include "tests/kernels/slow_encoding.h"
 #include "tests/storage/decoded_checkpoint.h"

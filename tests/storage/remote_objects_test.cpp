@@ -1,5 +1,3 @@
-#include "storage/files/remote_objects.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,6 +10,7 @@
 
 #include "planner/error.h"
 #include "storage/files/input_file.h"
+#include "storage/files/remote_calls.h"
 #include "storage/load/load.h"
 #include "tests/storage/decoded_checkpoint.h"
 #include "tests/storage/device_destinations.h"

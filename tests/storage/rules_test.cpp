@@ -7,6 +7,7 @@
 #include "planner/load/plan_wire.h"
 #include "planner/load/request_list.h"
 #include "planner/load/transfers.h"
+#include "planner/names/companions.h"
 #include "storage/boxes/place_from_memory.h"
 #include "storage/load/load.h"
 #include "tests/planner/plain_lattice.h"

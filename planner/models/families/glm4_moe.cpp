@@ -2,7 +2,7 @@
 /// and shapes: the models of those names in transformers 5.23, which have no MTP, and the adapters of
 /// nemo-automodel 0.7.0.
 
-#include "planner/models/models.h"
+#include "planner/models/known_models.h"
 #include "planner/models/rules.h"
 #include "planner/models/samples.h"
 

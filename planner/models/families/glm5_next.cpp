@@ -6,7 +6,7 @@
 #include <array>
 #include <string>
 
-#include "planner/models/models.h"
+#include "planner/models/known_models.h"
 #include "planner/models/rules.h"
 #include "planner/models/samples.h"
 

@@ -4,7 +4,7 @@
 
 #include <array>
 
-#include "planner/models/models.h"
+#include "planner/models/known_models.h"
 #include "planner/models/rules.h"
 #include "planner/models/samples.h"
 

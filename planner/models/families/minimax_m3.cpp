@@ -8,11 +8,12 @@
 #include <utility>
 
 #include "planner/error.h"
+#include "planner/models/known_models.h"
 #include "planner/models/minimax_m3_layouts.h"
 #include "planner/models/minimax_m3_presets.h"
-#include "planner/models/models.h"
 #include "planner/models/rules.h"
 #include "planner/models/samples.h"
+#include "planner/names/companions.h"
 
 namespace shardwright {
 namespace {

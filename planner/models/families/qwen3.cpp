@@ -1,7 +1,7 @@
 /// Dense Qwen: Qwen2, Qwen2.5 and Qwen3. Source of names and shapes: Qwen2ForCausalLM and Qwen3ForCausalLM of
 /// transformers 5.23, whose names nemo-automodel 0.7.0 keeps, and the Qwen3 adapter of torchtitan 0.3.0.
 
-#include "planner/models/models.h"
+#include "planner/models/known_models.h"
 #include "planner/models/rules.h"
 #include "planner/models/samples.h"
 

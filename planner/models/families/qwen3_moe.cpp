@@ -1,7 +1,7 @@
 /// Qwen3-MoE, such as Qwen3-30B-A3B. Source of names and shapes: Qwen3MoeForCausalLM of transformers 5.23 and
 /// the Qwen3 adapters of nemo-automodel 0.7.0 and torchtitan 0.3.0. Some layers may have a dense MLP.
 
-#include "planner/models/models.h"
+#include "planner/models/known_models.h"
 #include "planner/models/rules.h"
 #include "planner/models/samples.h"
 

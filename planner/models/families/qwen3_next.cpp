@@ -1,7 +1,7 @@
 /// Qwen3-Next, such as Qwen3-Next-80B-A3B. Source of names and shapes: Qwen3NextForCausalLM of transformers
 /// 5.23, which has no MTP, and the adapter of nemo-automodel 0.7.0.
 
-#include "planner/models/models.h"
+#include "planner/models/known_models.h"
 #include "planner/models/rules.h"
 #include "planner/models/samples.h"
 

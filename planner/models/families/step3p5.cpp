@@ -6,7 +6,7 @@
 #include <string>
 
 #include "planner/models/config.h"
-#include "planner/models/models.h"
+#include "planner/models/known_models.h"
 #include "planner/models/rules.h"
 #include "planner/models/samples.h"
 

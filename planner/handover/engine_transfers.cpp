@@ -1,4 +1,4 @@
-#include "planner/handover/engine_tensors.h"
+#include "planner/handover/engine_transfers.h"
 
 #include <algorithm>
 #include <optional>
@@ -11,7 +11,7 @@
 #include "planner/load/load_plan.h"
 #include "planner/load/transfers.h"
 #include "planner/names/catalog.h"
-#include "planner/names/encodings.h"
+#include "planner/names/companions.h"
 #include "planner/problems.h"
 
 namespace shardwright {
