@@ -6,6 +6,7 @@
 
 #include "planner/error.h"
 #include "planner/models/general_rows.h"
+#include "planner/names/rule_pieces.h"
 
 namespace shardwright {
 namespace {
@@ -37,13 +38,22 @@ std::vector<ImportedRow> general_but(const Names& single, const std::vector<Impo
   return found;
 }
 
-ImportedRules rules_of(const ImportedConversion& conversion, const Names& single) {
+/// Whether a name that nobody knows counts as one that has no place.
+bool takes_unknown(const WeightMap& map, const std::vector<std::string>& unknown) {
+  return std::any_of(map.without_place.begin(), map.without_place.end(), [&](const NamePattern& pattern) {
+    return std::any_of(unknown.begin(), unknown.end(),
+                       [&](const std::string& name) { return pattern.match(name).has_value(); });
+  });
+}
+
+/// Rows of the `single` tensors as they are, and, if `names_are_general` is false, all names without rows.
+ImportedRules rules_of(const ImportedConversion& conversion, const Names& single, bool names_are_general) {
   ImportedRules rules;
   rules.family = conversion.family;
   rules.layout = conversion.layout;
   rules.rows = general_but(single, conversion.rows);
-  rules.without_place = single.empty() ? general_names(conversion.ignored) : conversion.ignored;
-  rules.strangers = single.empty() ? general_names(conversion.unknown) : conversion.unknown;
+  rules.without_place = names_are_general ? general_names(conversion.ignored) : conversion.ignored;
+  rules.strangers = names_are_general ? general_names(conversion.unknown) : conversion.unknown;
   rules.sizes = conversion.sizes;
   const auto is_after = [&](const ImportedRow& row) {
     return std::any_of(conversion.after_layers.begin(), conversion.after_layers.end(),
@@ -61,8 +71,13 @@ ImportedRules rules_of(const ImportedConversion& conversion, const Names& single
 
 WeightMap general_map(const ImportedConversion& conversion, const Catalog& catalog) {
   Names single;
+  bool names_are_general = true;
   for (;;) {
-    WeightMap map = weight_map_of(rules_of(conversion, single));
+    WeightMap map = weight_map_of(rules_of(conversion, single, names_are_general));
+    if (names_are_general && takes_unknown(map, conversion.unknown)) {
+      names_are_general = false;
+      continue;
+    }
     const std::vector<std::string> otherwise =
         said_otherwise(map, catalog, conversion.rows, conversion.shapes);
     if (otherwise.empty()) return map;
@@ -76,6 +91,7 @@ WeightMap general_map(const ImportedConversion& conversion, const Catalog& catal
                       "this is a fault of Shardwright's importer, please report it");
     }
     single = std::move(wider);
+    names_are_general = false;
   }
 }
 

@@ -111,6 +111,16 @@ TEST(general_map, a_tensor_that_is_made_otherwise_keeps_its_own_rows_and_all_tha
   EXPECT_EQ(said_otherwise(map, catalog, conversion.rows, conversion.shapes), std::vector<std::string>());
 }
 
+TEST(general_map, what_nobody_knows_does_not_count_as_one_of_those_without_a_place) {
+  ImportedConversion conversion = stacks(3, 2);
+  conversion.ignored = {"l.61.extra.w", "l.62.extra.w"};
+  conversion.unknown = {"l.1.extra.w"};
+  const WeightMap map = general_map(conversion, catalog_of(conversion));
+  EXPECT_EQ(texts_of(map.without_place), conversion.ignored);
+  EXPECT_EQ(texts_of(map.strangers), conversion.unknown);
+  EXPECT_EQ(map.rules.size(), 1U) << "rows stay general";
+}
+
 TEST(general_map, what_no_rule_says_is_named) {
   ImportedConversion conversion = stacks(2, 2);
   conversion.shapes["m.1.w"] = {2, 5, 3};  // which its sources do not make

@@ -156,7 +156,8 @@ def hand_over(
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.reshape(-1)
+    return flat.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 @dataclass
