@@ -33,9 +33,11 @@ test: build $(TOOLS) ## run every C++ and Python test
 	@$(TO_BYTECODE) -m pytest $(SEVERAL_FILES)
 
 # What a check leaves to `make test`: ranks and processes, which first import torch; what goes through every family in Python,
-# as C++ does here; four of five examples of each property in Python; the C++ tests in which each allocation fails in turn, and
-# those of devices that are acted; and kernels/, whose tests go through all codes.
-SHORT := --gtest_brief=1 --gtest_filter=-failing_allocations.*:device_*
+# as C++ does here; four of five examples of each property, and in C++ of those that take long; the C++ tests in which each
+# allocation fails in turn, those of devices that are acted, and the simulation of the full model; and kernels/, whose tests go
+# through all codes.
+check: export SHARDWRIGHT_PROPERTY_EXAMPLES := 20
+SHORT := --gtest_brief=1 --gtest_filter=-failing_allocations.*:device_*:*devices*:*.a_device_*:simulate.the_full_model_*
 on_all_cores = seq 0 7 | GTEST_TOTAL_SHARDS=8 xargs -P $(JOBS) -I% env GTEST_SHARD_INDEX=% $(1)
 
 check: build $(TOOLS) ## for every few minutes: formats, lint of what has changed, and the tests that start no processes
@@ -48,7 +50,7 @@ check: build $(TOOLS) ## for every few minutes: formats, lint of what has change
 	$(call say,C++ tests)
 	@cd build && for room in planner storage; do $(call on_all_cores,tests/shardwright_$${room}_test $(SHORT)); done
 	$(call say,Python tests)
-	@SHARDWRIGHT_PROPERTY_EXAMPLES=20 $(TO_BYTECODE) -m pytest --quiet $(SEVERAL_FILES) -m "not (ranks or process or families)"
+	@$(TO_BYTECODE) -m pytest --quiet $(SEVERAL_FILES) -m "not (ranks or process or families)"
 
 # --- system packages ---------------------------------------------------------------------------------------------------
 # Only what is missing is installed. An interpreter that is not Debian's brings venv and headers of its own.

@@ -9,6 +9,7 @@
 #include "planner/save/global_save_plan.h"
 #include "tests/planner/random_layouts.h"
 #include "tests/planner/random_saves.h"
+#include "tests/planner/rounds.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {
@@ -143,7 +144,7 @@ TEST(dealing, each_element_is_written_once_by_a_rank_that_holds_it) {
   const auto cut = [&](const SavedValue& value, const Box&) {
     return value.shape.empty() ? 0 : (value.shape.size() - 1) % 2;
   };
-  for (int round = 0; round < 300; ++round) {
+  for (int round = 0; round < rounds(300); ++round) {
     // Small tensors, and now and then ones that are large enough to be cut.
     const std::int64_t largest = random.once_in(4) ? 130 : 9;
     expect_written_once(states_of(random_holdings(random, random.between(1, 6), largest)), cut);

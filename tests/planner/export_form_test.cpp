@@ -11,6 +11,7 @@
 #include "planner/names/held_tensors.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/planner/released_model.h"
+#include "tests/planner/rounds.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {
@@ -40,7 +41,7 @@ struct Expected {
 
 TEST(export_form, names_dtypes_and_scales_are_those_of_the_template) {
   Random random(1);
-  for (int round = 0; round < 200; ++round) {
+  for (int round = 0; round < rounds(200); ++round) {
     const RandomModel model = random_model(random);
     const Catalog template_catalog = catalog_of(random, model.stored);
     const bool quantize = has_scales(template_catalog) && random.once_in(2);
@@ -90,7 +91,7 @@ TEST(export_form, what_the_template_has_in_narrower_dtypes_is_rounded_and_refuse
                                                        {DType::F16, DType::BF16}};
   Random random(6);
   int rounded = 0;
-  for (int round = 0; round < 100; ++round) {
+  for (int round = 0; round < rounds(100); ++round) {
     const RandomModel model = random_model(random);
     const Catalog template_catalog = catalog_of(random, model.stored);
     ExportForm form = form_of(template_catalog, has_scales(template_catalog) && random.once_in(2));
@@ -118,7 +119,7 @@ TEST(export_form, what_the_template_has_in_narrower_dtypes_is_rounded_and_refuse
       ASSERT_FALSE(expected.empty()) << message;
     }
   }
-  EXPECT_GT(rounded, 50);
+  EXPECT_GT(rounded, rounds(50));
 }
 
 /// What a weight by another rule, or in BF16, has no place for.

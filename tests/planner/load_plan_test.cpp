@@ -10,6 +10,7 @@
 #include "planner/problems.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/planner/released_model.h"
+#include "tests/planner/rounds.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {
@@ -94,7 +95,7 @@ std::vector<std::vector<Origin>> run(const LoadPlan& plan, const Catalog& catalo
 
 TEST(load_plan, every_destination_element_comes_from_where_the_definition_says) {
   Random random(1);
-  for (int round = 0; round < 150; ++round) {
+  for (int round = 0; round < rounds(150); ++round) {
     const RandomModel model = random_model(random, random.once_in(10) ? 300 : 70);
     const Catalog catalog = catalog_of(random, model.stored);
     const WeightMap map = weight_map_for(catalog, "minimax_m3");

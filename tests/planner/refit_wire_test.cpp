@@ -8,6 +8,7 @@
 
 #include "planner/error.h"
 #include "planner/handover/refit_plan.h"
+#include "tests/planner/rounds.h"
 
 namespace shardwright {
 namespace {
@@ -117,7 +118,7 @@ TEST(refit_wire, damaged_bytes_are_refused_or_mean_boxes_of_the_tensors) {
   const std::string needs = encode_needs(needs_of_layers(4));
   std::mt19937 random(5);
   int taken = 0;
-  for (int turn = 0; turn < 20000; ++turn) {
+  for (int turn = 0; turn < rounds(20000); ++turn) {
     refusal_of([&] {
       const RefitPlan decoded = decode_refit_plan(damaged(plan, random), catalog);
       for (const std::vector<HandedList>* lists : {&decoded.sends, &decoded.receives}) {
@@ -135,7 +136,7 @@ TEST(refit_wire, damaged_bytes_are_refused_or_mean_boxes_of_the_tensors) {
       ++taken;
     });
   }
-  EXPECT_GT(taken, 100) << "the damage is too wild to reach far";
+  EXPECT_GT(taken, rounds(100)) << "the damage is too wild to reach far";
 }
 
 TEST(refit_wire, a_box_outside_of_its_tensor_is_named) {

@@ -10,6 +10,7 @@
 #include "planner/names/companions.h"
 #include "tests/planner/plain_lattice.h"
 #include "tests/planner/random_checkpoint.h"
+#include "tests/planner/rounds.h"
 
 namespace shardwright {
 namespace {
@@ -41,7 +42,7 @@ std::map<std::string, Shape> scaled_weights_of(const RandomModel& model, const C
 TEST(shared_blocks, are_those_of_which_a_box_holds_some_elements_and_not_all) {
   Random random(1);
   int found = 0;
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < rounds(60); ++round) {
     const RandomModel model = random_model(random, 150);
     const Catalog catalog = catalog_of(random, model.stored);
     ExportForm form;
@@ -106,7 +107,7 @@ TEST(shared_blocks, are_those_of_which_a_box_holds_some_elements_and_not_all) {
     form.quantize = nullptr;
     ASSERT_TRUE(cut_blocks(specs, form).empty());
   }
-  EXPECT_GT(found, 100);
+  EXPECT_GT(found, rounds(100));
 }
 
 TEST(shared_blocks, each_gets_the_largest_scale_that_any_rank_found) {

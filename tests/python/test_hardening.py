@@ -19,6 +19,7 @@ def test_the_module_is_looked_at():
     assert {module.name.split(".")[0] for module in MODULES} == {"_core"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name.split(".")[0])
 def test_a_module_is_hardened(module: Path):
     segments = readelf("--program-headers", module)

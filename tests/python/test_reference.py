@@ -7,6 +7,7 @@ import pytest
 import reference
 import torch
 from hf_state import as_stored
+from hypothesis import settings
 from safetensors.torch import save_file
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
@@ -24,6 +25,15 @@ def test_mxfp8_table_equals_torchs_elements_times_powers_of_two_in_float64(dtype
     products = scales[:, None] * elements  # exact
     expected = reference.cast(products.view(torch.int64).numpy(), "F64", dtype)
     assert reference.same(reference.tensor_of(reference.mx_table("F8_E4M3", dtype), dtype), expected)
+
+
+@pytest.mark.parametrize("dtype", [*WIDE, torch.float64])
+@pytest.mark.parametrize("element", ["F8_E4M3", "F8_E5M2"])
+def test_mxfp8_tables_hold_the_fractions_rounded_once(element: str, dtype: torch.dtype):
+    table = reference.mx_table(element, dtype)
+    for scale in {0, 1, 2, 253, 254, 255, *range(0, 256, max(1, 100 // settings().max_examples))}:
+        by_fractions = [reference.mx_bits(element, code, scale, dtype) for code in range(256)]
+        assert table[scale].tolist() == by_fractions, scale
 
 
 @pytest.mark.parametrize("element", ["F8_E4M3", "F8_E5M2"])

@@ -6,12 +6,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 import shardwright as sw
 import torch
 from test_uploads import export, state, weights
 from torch.distributed.checkpoint import FileSystemReader
+
+pytestmark = pytest.mark.process
 
 SERVER = Path(__file__).with_name("moto_server.py")
 
@@ -28,7 +29,9 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch):
-    """An empty bucket, as boto3 sees it."""
+    """An empty bucket, as boto3 sees it, which takes half a second to import: not where tests are only collected."""
+    import boto3
+
     for name, value in {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "key",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import re
 import shutil
@@ -235,12 +236,11 @@ def test_steps_the_latest_and_those_that_go(tmp_path: Path):
 def damaged_copy(path: Path, folder: Path, file: str, offset: int) -> Path:
     copy = folder / "damaged"
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(path, copy)
-    with open(copy / file, "r+b") as stream:
-        stream.seek(offset)
-        byte = stream.read(1)[0]
-        stream.seek(offset)
-        stream.write(bytes([byte ^ (1 << offset % 8)]))
+    shutil.copytree(path, copy, copy_function=os.link)  # all but this one are only read
+    content = bytearray((path / file).read_bytes())
+    content[offset] ^= 1 << offset % 8
+    (copy / file).unlink()
+    (copy / file).write_bytes(content)
     return copy
 
 

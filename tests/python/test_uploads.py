@@ -31,7 +31,7 @@ from shardwright.remote.sending import Sending
 from shardwright.remote.store import ChangedObjectError
 from writing_server import WriteFault, WrittenServer, answering, hanging_up, serving_writes
 
-PARTS = 3 << 20  # elements of F32: more than a part of an upload
+PARTS = (2 << 20) + 4000  # elements of F32: a little more than a part of an upload, which has 8 MiB
 
 
 @dataclass
@@ -99,8 +99,9 @@ def expect_saved(folder: Path | str, value: float = 1.0) -> None:
 
 @functools.cache
 def drawn() -> dict[str, torch.Tensor]:
-    layers = {f"model.layers.{n}.weight": torch.randn(700 + n, 2048) for n in range(6)}
-    return {"model.embed.weight": torch.randn(2000, 2048)} | layers
+    """Two layers, which share a file, and the embedding have a little more than a part of an upload."""
+    layers = {f"model.layers.{n}.weight": torch.randn(520 + n, 2048) for n in range(6)}
+    return {"model.embed.weight": torch.randn(1040, 2048)} | layers
 
 
 def weights(value: float = 1.0) -> dict[str, torch.Tensor]:
@@ -109,7 +110,7 @@ def weights(value: float = 1.0) -> dict[str, torch.Tensor]:
 
 
 def export(held: dict, path: str | Path, **more) -> sw.SaveReport:
-    return sw.export(held, path, layout="huggingface", max_shard_size="13MB", **more)
+    return sw.export(held, path, layout="huggingface", max_shard_size="9MB", **more)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

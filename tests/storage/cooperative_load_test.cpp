@@ -12,6 +12,7 @@
 #include "planner/load/plan_wire.h"
 #include "storage/files/uring.h"
 #include "storage/load/load.h"
+#include "tests/planner/rounds.h"
 #include "tests/storage/decoded_checkpoint.h"
 #include "tests/storage/device_destinations.h"
 #include "tests/storage/threads_as_ranks.h"
@@ -128,7 +129,7 @@ TEST(cooperative_load, ranks_of_any_shards_get_what_plain_decoding_gives_and_nev
   int direct = 0;
   int in_background = 0;
   bool may_be_direct = true;
-  for (int round = 0; round < 90; ++round) {
+  for (int round = 0; round < rounds(90); ++round) {
     const RandomModel model = random_model(random);
     const Checkpoint checkpoint(random, model.stored);
     may_be_direct = may_be_direct && allows_direct_reads(checkpoint);
@@ -169,9 +170,9 @@ TEST(cooperative_load, ranks_of_any_shards_get_what_plain_decoding_gives_and_nev
     EXPECT_LE(together, alone);
     saved += together < alone;
   }
-  EXPECT_GT(saved, 10);
-  EXPECT_TRUE(direct > 5 || !may_be_direct);
-  EXPECT_TRUE(in_background > 5 || !has_io_uring());
+  EXPECT_GT(saved, rounds(10));
+  EXPECT_TRUE(direct > rounds(5) || !may_be_direct);
+  EXPECT_TRUE(in_background > rounds(5) || !has_io_uring());
 }
 
 /// Ranks of which the first has tensors on devices.

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "tests/planner/rounds.h"
 #include "tests/storage/random_export.h"
 
 namespace shardwright {
@@ -19,7 +20,7 @@ std::vector<std::vector<TensorSpec>> host_specs(const RandomExport& state) {
 
 TEST(exports, files_hold_what_the_definition_says_of_any_state_of_any_ranks) {
   Random random(1);
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < rounds(40); ++round) {
     const RandomExport state(random, random.once_in(6) ? 200 : 70);
     const TemporaryDirectory folder;
     ExportWriting writing;

@@ -23,6 +23,7 @@
 #include "tests/planner/plain_axes.h"
 #include "tests/planner/random_checkpoint.h"
 #include "tests/planner/random_layouts.h"
+#include "tests/planner/rounds.h"
 #include "tests/storage/checkpoint_files.h"
 #include "tests/storage/threads_as_ranks.h"
 
@@ -303,6 +304,7 @@ void expect_flows(const std::filesystem::path& source, const std::filesystem::pa
   const std::vector<NativeTensor> natives = native_tensors(catalog, map);
   const auto values = native_values(natives, map, tensors);
   for (const int dimension : {0, -1}) {
+    if (dimension != 0 && rounds(2) < 2) break;  // the resume of the first has both shardings
     const std::string name = layout + std::to_string(dimension);
     run(
         [&](const Job& job) {

@@ -8,6 +8,7 @@
 
 #include "planner/models/models.h"
 #include "tests/planner/random_checkpoint.h"
+#include "tests/planner/rounds.h"
 #include "tests/storage/decoded_checkpoint.h"
 
 namespace shardwright {
@@ -38,7 +39,7 @@ std::vector<std::uint64_t> gaps_in(const JoinedTasks& joined) {
 TEST(joined_tasks, all_come_once_in_order_and_requests_stay_within_what_is_allowed) {
   Random random(21);
   std::size_t joined_at_all = 0;
-  for (int round = 0; round < 300; ++round) {
+  for (int round = 0; round < rounds(300); ++round) {
     const RandomModel model = random_model(random, 40);
     const Checkpoint checkpoint(random, model.stored);
     const Destinations destinations(random, model);
@@ -79,7 +80,7 @@ TEST(joined_tasks, all_come_once_in_order_and_requests_stay_within_what_is_allow
     EXPECT_FALSE(alone.next(none));
     EXPECT_LE(gaps_in_all, joining.gaps_bytes);
   }
-  EXPECT_GT(joined_at_all, 100);
+  EXPECT_GT(joined_at_all, static_cast<std::size_t>(rounds(100)));
 }
 
 }  // namespace

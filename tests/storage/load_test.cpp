@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "storage/files/uring.h"
+#include "tests/planner/rounds.h"
 #include "tests/storage/decoded_checkpoint.h"
 #include "tests/storage/ways_to_read.h"
 
@@ -19,7 +20,7 @@ namespace {
 
 TEST(load, every_element_is_what_plain_decoding_gives_and_nothing_else_is_touched) {
   Random random(1);
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < rounds(60); ++round) {
     const RandomModel model = random_model(random, random.once_in(8) ? 300 : 70);
     const Checkpoint checkpoint(random, model.stored);
     const Destinations destinations(random, model);

@@ -5,6 +5,7 @@
 #include "storage/handover/piece_order.h"
 #include "storage/handover/piece_source.h"
 #include "storage/handover/stored_box.h"
+#include "tests/planner/rounds.h"
 #include "tests/storage/random_export.h"
 #include "tests/storage/threads_as_ranks.h"
 
@@ -86,7 +87,7 @@ Together hand_over(const std::vector<std::vector<TensorSpec>>& specs, const Expo
 
 TEST(pieces, of_any_state_of_any_ranks_are_what_the_definition_says) {
   Random random(11);
-  for (int round = 0; round < 25; ++round) {
+  for (int round = 0; round < rounds(25); ++round) {
     const RandomExport state(random, random.once_in(4) ? 200 : 70);
     std::vector<std::vector<TensorSpec>> specs;
     for (const RankTensors& rank : state.ranks) specs.push_back(rank.specs);

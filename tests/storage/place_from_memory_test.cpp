@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "planner/names/companions.h"
+#include "tests/planner/rounds.h"
 #include "tests/storage/decoded_checkpoint.h"
 
 namespace shardwright {
@@ -35,7 +36,7 @@ struct Sources {
 
 TEST(place_from_memory, every_element_is_what_plain_decoding_gives_and_nothing_else_is_touched) {
   Random random(1);
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < rounds(40); ++round) {
     const RandomModel model = random_model(random, random.once_in(8) ? 300 : 70);
     const Checkpoint checkpoint(random, model.stored);
     const Sources memory(random, checkpoint);

@@ -23,6 +23,7 @@
 #include "storage/boxes/box_reading.h"
 #include "storage/files/page_cache.h"
 #include "storage/files/uring.h"
+#include "tests/planner/rounds.h"
 #include "tests/storage/decoded_checkpoint.h"
 #include "tests/storage/ways_to_read.h"
 
@@ -159,7 +160,7 @@ void allow_only(rlim_t more) {
 
 TEST(refusing_kernel, threads_wait_for_each_others_files_where_few_may_be_open) {
   Random random(22);
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < rounds(40); ++round) {
     RandomModel model = random_model(random, 150);
     const Checkpoint checkpoint(random, model.stored);
     const Destinations destinations(random, model);

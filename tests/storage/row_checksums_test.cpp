@@ -2,12 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstring>
 #include <numeric>
 
 #include "planner/error.h"
 #include "storage/format/checksum.h"
 #include "storage/format/checksums_file.h"
 #include "tests/planner/random_layouts.h"
+#include "tests/planner/rounds.h"
 #include "tests/storage/checkpoint_files.h"
 #include "tests/storage/plain_checksums.h"
 
@@ -34,7 +37,10 @@ Example random_example(Random& random) {
   example.tensor.offset.assign(example.tensor.shape.size(), 0);
   const auto count = static_cast<std::size_t>(volume(example.tensor.shape) * bytes_of(example.tensor.dtype));
   example.bytes.resize(count);
-  for (char& byte : example.bytes) byte = static_cast<char>(random.between(0, 255));
+  for (std::size_t at = 0; at < count; at += sizeof(std::uint32_t)) {
+    const auto four = static_cast<std::uint32_t>(random.between(0, 0xFFFFFFFF));
+    std::memcpy(example.bytes.data() + at, &four, std::min(sizeof four, count - at));
+  }
   example.tensor.end = count;
   return example;
 }
@@ -96,7 +102,7 @@ std::vector<std::int64_t> random_columns(Random& random, const Shape& shape) {
 
 TEST(RowSums, OfAnyBoxesOnAnyRanksAreThoseOfTheDefinition) {
   Random random(11);
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < rounds(60); ++round) {
     const Example example = random_example(random);
     const std::vector<SourceTensor> tensors{example.tensor};
     const std::vector<std::int64_t> columns = random_columns(random, example.tensor.shape);
@@ -154,7 +160,7 @@ Load load_of(const Example& example, const std::vector<std::uint64_t>& cuts, con
 
 TEST(RowChecks, NoticeAnyFlippedBitOfABlockThatIsReadWhole) {
   Random random(5);
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < rounds(60); ++round) {
     Example example = random_example(random);
     const std::vector<std::int64_t> columns = random_columns(random, example.tensor.shape);
     std::vector<std::uint64_t> cuts;

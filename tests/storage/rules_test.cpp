@@ -12,6 +12,7 @@
 #include "storage/load/load.h"
 #include "tests/planner/plain_lattice.h"
 #include "tests/planner/random_rules.h"
+#include "tests/planner/rounds.h"
 #include "tests/storage/decoded_checkpoint.h"
 #include "tests/storage/random_export.h"
 #include "tests/storage/ways_to_read.h"
@@ -47,7 +48,7 @@ void expect_loaded(const RandomRules& rules, const Checkpoint& checkpoint, const
 
 TEST(rules, a_load_through_any_views_gives_every_element_its_own) {
   Random random(1);
-  for (int round = 0; round < 400; ++round) {
+  for (int round = 0; round < rounds(400); ++round) {
     const RandomRules rules(random);
     const Checkpoint checkpoint(random, rules.model.stored);
     const Destinations destinations(random, rules.model);
@@ -67,7 +68,7 @@ TEST(rules, a_load_through_any_views_gives_every_element_its_own) {
 
 TEST(rules, a_plan_reads_what_is_needed_and_asks_for_what_is_touched) {
   Random random(2);
-  for (int round = 0; round < 200; ++round) {
+  for (int round = 0; round < rounds(200); ++round) {
     const RandomRules rules(random);
     const Catalog catalog = catalog_of(random, rules.model.stored);
     const Destinations destinations(random, rules.model);
@@ -117,7 +118,7 @@ TEST(rules, a_load_onto_devices_gives_every_element_its_own) {
 
 TEST(rules, an_export_through_any_views_gives_every_element_its_own) {
   Random random(5);
-  for (int round = 0; round < 200; ++round) {
+  for (int round = 0; round < rounds(200); ++round) {
     const RandomRules rules(random);
     RandomModel model = rules.model;
     for (Native& native : model.natives) native.dtype = model.natives.front().dtype;
@@ -185,7 +186,7 @@ bool count_writes(const Shape& shape, const std::vector<Transfer>& transfers, st
 TEST(rules, the_proof_finds_what_marking_every_element_finds) {
   Random random(3);
   int faults = 0;
-  for (int round = 0; round < 400; ++round) {
+  for (int round = 0; round < rounds(400); ++round) {
     const RandomRules rules(random);
     const Catalog catalog = catalog_of(random, rules.model.stored);
     const Destinations destinations(random, rules.model);
@@ -204,7 +205,7 @@ TEST(rules, the_proof_finds_what_marking_every_element_finds) {
     faults += is_right ? 0 : 1;
     ASSERT_EQ(fault_of_writing(spec.local_shape, transfers).empty(), is_right) << described(rules);
   }
-  EXPECT_GT(faults, 100);
+  EXPECT_GT(faults, rounds(100));
 }
 
 }  // namespace
