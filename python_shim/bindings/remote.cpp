@@ -56,9 +56,9 @@ auto with_all_errors_of_python(const Call& call) {
 
 using Described = std::tuple<std::string, std::uint64_t, std::string, bool, double>;
 
-RemoteObject object_from(Described described) {
-  auto& [name, size, version, is_folder, modified] = described;
-  return {std::move(name), size, std::move(version), is_folder, modified};
+RemoteObject object_from(const Described& described) {
+  const auto& [name, size, version, is_folder, modified] = described;
+  return {name, size, version, is_folder, modified};
 }
 
 /// A view of a Python object's bytes.
