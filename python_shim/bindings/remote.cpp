@@ -129,8 +129,8 @@ void bind_remote(py::module_& m) {
           const py::gil_scoped_acquire acquire;
           return with_errors_of_python([&] {
             std::vector<RemoteObject> objects;
-            for (Described& one : list(folder).cast<std::vector<Described>>())
-              objects.push_back(object_from(std::move(one)));
+            for (const Described& one : list(folder).cast<std::vector<Described>>())
+              objects.push_back(object_from(one));
             return objects;
           });
         };
