@@ -131,7 +131,8 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
       "; nothing was written. Give another path, or pass overwrite=True to replace it and keep all other "
       "files";
   const auto is_this = [&](const fs::path& source) {
-    if (is_remote(source)) return objects_ != nullptr && source == objects_->shadow().address();
+    if (is_remote(source))
+      return objects_ != nullptr && folder_address(source.native()) == objects_->shadow().address();
     return objects_ == nullptr && reads_from(source, directory_);
   };
   if (overwrite != true && std::any_of(sources.begin(), sources.end(), is_this)) {

@@ -44,7 +44,9 @@ bool is_tag(const std::string& name) {
   return name.size() == letters_of_tag && name.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
 
-std::string folder_of_markers(const std::string& address) { return address + "/" + unfinished_save_name; }
+std::string folder_of_markers(const std::string& address) {
+  return folder_address(address) + "/" + unfinished_save_name;
+}
 
 std::string version_in(const ShadowFolder& shadow, const std::string& name) {
   const auto found = shadow.objects().find(name);
@@ -388,7 +390,8 @@ void remove_remote_checkpoint(const std::string& address) {
   for (const std::string& name : gone) writing_calls(address).remove(shadow.address_of(name));
 }
 
-void clean_up_after_dead_remote_saves(const std::string& address) {
+void clean_up_after_dead_remote_saves(const std::string& folder) {
+  const std::string address = folder_address(folder);
   std::vector<RemoteObject> markers = remote_calls(address).list(folder_of_markers(address));
   const std::chrono::duration<double> now = std::chrono::system_clock::now().time_since_epoch();
   std::erase_if(markers, [&](const RemoteObject& one) {

@@ -79,6 +79,11 @@ void replace_all(std::string& text, const std::string& what, const std::string& 
 
 }  // namespace
 
+std::string folder_address(std::string address) {
+  while (address.ends_with('/')) address.pop_back();
+  return address;
+}
+
 std::string bytes_of_file(const std::filesystem::path& path) {
   const InputFile file(path);
   std::string bytes(file.size(), '\0');
@@ -86,7 +91,7 @@ std::string bytes_of_file(const std::filesystem::path& path) {
   return bytes;
 }
 
-ShadowFolder::ShadowFolder(std::string address) : address_(std::move(address)) {
+ShadowFolder::ShadowFolder(std::string address) : address_(folder_address(std::move(address))) {
   fill();
   seen();
 }

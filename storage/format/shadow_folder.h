@@ -73,6 +73,9 @@ class ShadowFolder {
   std::map<std::string, Look> before_;
 };
 
+/// An address of a folder as it is compared and gone on from: no slash at its end.
+std::string folder_address(std::string address);
+
 /// All bytes of a file of this machine.
 std::string bytes_of_file(const std::filesystem::path& path);
 

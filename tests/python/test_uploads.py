@@ -277,6 +277,26 @@ def test_an_export_is_bit_for_bit_what_a_folder_gets(place: Place, tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize("spelled", [lambda address: address + "/", Path], ids=["slash", "path"])
+def test_an_address_is_found_however_it_is_written(place: Place, spelled):
+    path = spelled(place.address())
+    writer = sw.HuggingFaceStorageWriter(path, max_shard_size="9MB")
+    assert writer.path == place.address()
+    export(weights(), place.address())
+    kinds = {name.rpartition("-")[2] for name in place.names()}
+    for act in (
+        lambda: export(weights(2.0), path),
+        lambda: dcp.save(weights(3.0), storage_writer=writer, planner=sw.SavePlanner()),
+    ):
+        act()
+        assert {name.rpartition("-")[2] for name in place.names()} == kinds
+        assert sw.verify(place.folder()).problems == []
+    before = contents(place.folder())
+    with pytest.raises(FileExistsError, match="made from"):
+        export(weights(4.0), path, template=place.address() + "/")
+    assert contents(place.folder()) == before
+
+
 def test_an_export_with_a_template_and_quantized(place: Place, tmp_path: Path, tiny: Path):
     held = sw.empty_state_dict(tiny, layout="huggingface")
     held = {name: torch.randn(tensor.shape).to(tensor.dtype) for name, tensor in held.items()}

@@ -161,6 +161,20 @@ Error error_told_by(const Work& work) {
   return {ErrorKind::argument, "no error"};
 }
 
+TEST(PendingObjects, AnAddressIsTheSameWithASlashAtItsEnd) {
+  Store store;
+  const std::string slash = std::string(address) + "/";
+  const Objects before = saved(store, "torch's");
+  for (const auto& [to, from] : {std::pair<std::string, std::string>{slash, address}, {address, slash}}) {
+    const Error error =
+        error_told_by([&] { PendingCheckpoint(to, CheckpointKind::sharded, std::nullopt, {from}); });
+    EXPECT_EQ(error.system_error, EEXIST) << to << ": " << error.what();
+  }
+  EXPECT_EQ(store.objects(), before);
+  remove_checkpoint(slash);
+  EXPECT_EQ(store.objects(), Objects());
+}
+
 bool is_manifest(const std::string& name) { return name.ends_with(manifest_name); }
 
 TEST(PendingObjects, ASaveIsThereWhenItsManifestIsAndLeavesThoseOfOthers) {

@@ -175,7 +175,7 @@ class HuggingFaceStorageWriter(OfAnyPlace, BoundedStaging, TorchHuggingFaceStora
             False,
             thread_count_consolidation,
         )
-        self.path = path
+        self.path = address_of(path) if is_address(path) else path
         self._shards = (
             None
             if is_export
@@ -342,7 +342,7 @@ class HuggingFaceStorageWriter(OfAnyPlace, BoundedStaging, TorchHuggingFaceStora
 
             def begin() -> tuple[Any, Sending]:
                 what = self._what_to_write(share, planner)
-                sending = until_sent.enter_context(Sending(address_of(self.path)))
+                sending = until_sent.enter_context(Sending(self.path))
                 export = _core.SentExport(**what, rank=share.rank, ranks=share.ranks, send=sending.send)
                 return export, sending
 
