@@ -135,13 +135,23 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
       return objects_ != nullptr && folder_address(source.native()) == objects_->shadow().address();
     return objects_ == nullptr && reads_from(source, directory_);
   };
-  if (overwrite != true && std::any_of(sources.begin(), sources.end(), is_this)) {
+  const bool replaces_its_source = std::any_of(sources.begin(), sources.end(), is_this);
+  if (overwrite != true && replaces_its_source) {
     throw Error(ErrorKind::io,
                 where + ": this is what the checkpoint is made from, and would be replaced" + hint, EEXIST);
   }
   for (CheckpointInPlace& found : checkpoints_in(directory_)) {
     // An adapter lies beside a checkpoint of weights and has no name in common with it.
     if ((found.kind == CheckpointKind::adapter) != (kind_ == CheckpointKind::adapter)) continue;
+    // What resumes a training is not all in an export of it: no option lets the one be lost for the other.
+    if (replaces_its_source && kind_ == CheckpointKind::huggingface &&
+        (found.kind == CheckpointKind::sharded || found.kind == CheckpointKind::torch)) {
+      throw Error(
+          ErrorKind::io,
+          where + ": holds the checkpoint of training that this is made from, with more than its " +
+              "weights, such as the optimizer, which would be lost; nothing was written. Give another path",
+          EEXIST);
+    }
     if (overwrite == false) {
       throw Error(ErrorKind::io, where + ": Checkpoint already exists and overwrite=False; nothing was saved",
                   EEXIST);

@@ -40,7 +40,8 @@ class PendingCheckpoint {
   /// Makes the directory if need be, takes the lock, and cleans up after a dead save. `overwrite`: true
   /// replaces any checkpoint that is there; nothing replaces one of this kind that this library wrote; false
   /// replaces none. `sources` are directories that the checkpoint is made from, such as a template; writing
-  /// to one of them needs `overwrite`, too.
+  /// to one of them needs `overwrite`, too. No `overwrite` lets an export replace the checkpoint of training
+  /// that it is made from.
   ///
   /// Throws Error: io (EBUSY) if another save to the directory is running, io (ENOTDIR) if a file has its
   /// name, io (EEXIST) for a checkpoint that may not be replaced.

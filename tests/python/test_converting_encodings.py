@@ -164,6 +164,25 @@ def test_a_checkpoint_of_training_becomes_what_its_export_is(quantization: str, 
     assert sw.verify(tmp_path / "to").problems == []
 
 
+@pytest.mark.parametrize("format", ["shardwright", "torch"])
+def test_a_checkpoint_of_training_is_never_replaced_by_what_is_made_of_it(format: str, tmp_path: Path):
+    source = saved_training(tmp_path)
+    if format == "torch":
+        sw.convert(source, tmp_path / "torch", format="torch")
+        source = tmp_path / "torch"
+    link = tmp_path / "link"
+    link.symlink_to(source)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    for to in (source, link):
+        for make in (
+            lambda to=to: sw.convert(source, to, quantization="bf16", overwrite=True),
+            lambda to=to: sw.export(source, to, overwrite=True),
+        ):
+            with pytest.raises(FileExistsError, match="optimizer.*Give another path"):
+                make()
+            assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+
+
 @pytest.mark.ranks
 def test_ranks_convert_a_checkpoint_of_training_between_them(tmp_path: Path):
     source = saved_training(tmp_path)

@@ -341,6 +341,22 @@ TEST(PendingCheckpoint, LinksIntoTheDirectoryAreASourceThatWouldBeReplaced) {
   PendingCheckpoint(folder / "there", sharded, std::nullopt, {folder / "other", folder / "absent"});
 }
 
+TEST(PendingCheckpoint, NothingReplacesTheTrainingThatItIsMadeFromByAnExport) {
+  const TemporaryDirectory folder;
+  write_sharded(folder / "there", {"a"});
+  write_file(folder / "torch" / torch_metadata_name, "not read here");
+  for (const char* training : {"there", "torch"}) {
+    const Names before = names_in(folder / training);
+    const Error error = error_of([&] {
+      PendingCheckpoint(folder / training, CheckpointKind::huggingface, true, {folder / training});
+    });
+    EXPECT_EQ(error.system_error, EEXIST) << training;
+    EXPECT_NE(std::string(error.what()).find("the optimizer"), std::string::npos) << error.what();
+    EXPECT_EQ(names_in(folder / training), before);
+    PendingCheckpoint(folder / training, CheckpointKind::huggingface, true, {folder / "other"});
+  }
+}
+
 TEST(PendingCheckpoint, AnIndexThatCannotBeReadKeepsNoShards) {
   const TemporaryDirectory folder;
   write_sharded(folder / "step", {"rank-00000-00000-tag.safetensors", "other"});
