@@ -83,8 +83,8 @@ def convert(
         overwrite: likewise. With ``quantization``, True lets the new checkpoint take the place of its source, where the
             destination is the same directory or a link to it. The source is whole until all of the new one is written,
             and stays if something fails or the process is killed; its files are then removed. A checkpoint of training
-            as source is never replaced, as it holds more than weights. Without True, and in the other conversions always,
-            the source as destination is an error.
+            as source is never replaced, as it holds more than weights. Without True, and in the other conversions
+            always, the source as destination is an error.
         quantization: one of :func:`shardwright.quantizations`, or "none" or "bf16": how the weights are stored that the
             source has encoded, under the names of the tool that has the rule; decoded first, to BF16. All ranks of the
             process group call this together then, and each holds ``buffer_bytes`` of values at a time (128 MiB), and
