@@ -14,7 +14,7 @@ TOOLS := $(VENV)/tools
 comma := ,
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help demo test check stub lint format bench fuzz sanitize peers compare docs clean build
+.PHONY: help demo test check stub lint format bench fuzz sanitize peers compare engines docs clean build
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
@@ -236,6 +236,18 @@ compare: build peers ## check that results equal those of the peers: trainers, p
 	@$(IN_PEERS) -m pytest tests/peers
 	$(if $(SHARDWRIGHT_TORCH_SOURCE),$(call say,torch's own tests with ours in torch's place))
 	$(if $(SHARDWRIGHT_TORCH_SOURCE),@$(IN_PEERS) tests/torch_own/run.py)
+
+# Engines whose own classes our doorways are compared with. Their wheels bring CUDA and another torch, which only these two
+# tests are shown: 2 GB on disk.
+ENGINES := build/engines
+$(ENGINES)/stamp: .ci/requirements-engines.txt $(PEERS_STAMP)
+	$(call say,$(ENGINES): $(shell grep '^vllm' $<), $(shell grep '^sglang' $<))
+	@$(IN_PEERS) -m pip install --quiet --quiet --no-deps --no-compile --upgrade --target $(ENGINES) --requirement $<
+	@touch $@
+
+engines: build peers $(ENGINES)/stamp ## check that vLLM's and sglang's own classes take what they are handed
+	$(call say,comparison with engines)
+	@PYTHONPATH=$(ENGINES) $(IN_PEERS) -m pytest tests/peers/test_vllm_weight_transfer.py tests/peers/test_sglang_weight_update.py
 
 # --- fuzzing -----------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """sglang's own buckets carry what shardwright.integrations.sglang gives: an export's tensors.
 
-Its wheel brings CUDA and another torch, so `.venv-peers` has it not. Its Python files, which need no GPU, on PYTHONPATH
-will do.
+Its wheel brings CUDA and another torch, so `.venv-peers` has it not: `make engines` puts it on PYTHONPATH for these
+tests alone. The classes need no GPU.
 """
 
 from pathlib import Path

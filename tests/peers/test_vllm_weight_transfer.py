@@ -1,7 +1,7 @@
 """vLLM's own classes of weight transfer take what shardwright.integrations.vllm gives, and get an export's tensors.
 
-Its wheel brings CUDA and another torch, so `.venv-peers` has it not. Its Python
-files, which need no GPU, on PYTHONPATH will do.
+Its wheel brings CUDA and another torch, so `.venv-peers` has it not: `make engines` puts it on PYTHONPATH for these
+tests alone. The classes need no GPU.
 """
 
 from pathlib import Path
