@@ -75,6 +75,31 @@ def test_two_percent_of_the_blocks_move_at_most_three_of_the_bytes(
     assert wrong_tensors(engine, exported(tmp_path / "to")) == []
 
 
+@pytest.mark.parametrize("rows, columns", [(1, 1), (64, 32), (700, 2128)])
+def test_of_weights_whose_columns_are_runs_what_has_changed_comes_alone(
+    rows: int, columns: int, tmp_path: Path
+):
+    """They are encoded upright, in squares of about 512 x 512, of which this has several and cut ones."""
+    state = {name: value.T.contiguous().T for name, value in matrices(700, 2128).items()}
+    assert all(value.stride() == (1, 700) for value in state.values())
+    sums = sw.PieceSums(128)
+    first = list(sw.pieces(state, changed_since=sums, **MXFP8))
+    engine = engine_of(first)
+    sw.apply_pieces(engine, first)
+    generator = torch.Generator().manual_seed(7)
+    for weight in state.values():
+        row = int(torch.randint(701 - rows, (), generator=generator))
+        column = int(torch.randint(2129 - columns, (), generator=generator))
+        weight[row : row + rows, column : column + columns] *= -0.3
+    changed = list(sw.pieces(state, changed_since=sums, **MXFP8))
+    of_row = min(2128, columns + 2 * 127)  # what shares a checksum with what has changed
+    assert 0 < bytes_of(changed) <= len(state) * rows * (of_row + of_row // 32 + 1)
+    sw.apply_pieces(engine, changed)
+    sw.export(state, tmp_path / "to", **MXFP8)
+    assert wrong_tensors(engine, exported(tmp_path / "to")) == []
+    assert list(sw.pieces(state, changed_since=sums, **MXFP8)) == []
+
+
 def test_every_step_ends_in_the_bits_of_an_export(small: Path, tmp_path: Path):
     state = sw.empty_state_dict(small)
     sw.load(state, small)
