@@ -17,8 +17,7 @@ namespace shardwright {
 ///  * A block of zeros gets the byte 0, that of 2^-127; zeros keep their signs.
 ///  * A NaN becomes the NaN of its sign and has no say in the scale.
 ///  * An infinity counts as 2^128: the scale is 2^120, the infinity becomes 448 of its sign, and is decoded
-///  to
-///    an infinity again (in BF16 and F32). The numbers beside it are those of any block of that scale.
+///    to an infinity again (in BF16 and F32). The numbers beside it are those of any block of that scale.
 ///
 /// What was decoded from MXFP8 is decoded to the same bits again after it was encoded, whatever the scale
 /// was: let x = round(e * s) be the block's values, e e4m3 numbers. Then the largest is at most 448 * s,
@@ -55,6 +54,10 @@ struct EncodedTile {
 
 inline constexpr std::int64_t mxfp8_block_columns = 32;
 
+/// Values whose columns are runs in memory (row_stride 1) are encoded so many rows at a time: tiles with a
+/// multiple of them are quickest. A cache line has fewer.
+inline constexpr std::int64_t upright_rows = 64;
+
 /// True for the dtypes that can be encoded.
 bool can_encode(DType dtype);
 
@@ -69,8 +72,7 @@ void encode(const ValueTile& values, std::int64_t first_column, const SharedScal
 void find_scales(const ValueTile& values, std::int64_t first_column, std::uint8_t* scales,
                  std::int64_t scale_row_stride);
 
-// --- by named rules
-// ------------------------------------------------------------------------------------------
+// --- by named rules ---------------------------------------------------------------------------------------
 
 /// How a tool finds scales and codes. Two rules give different bytes for the same weights, so a release that
 /// is to be as that tool makes it names its rule.
@@ -79,22 +81,19 @@ enum class EncodingRule : std::uint8_t {
   mxfp8,
 
   /// transformers 5.23 (integrations/finegrained_fp8.py, Fp8Quantize), 128 x 128: s = F32(F32(1 / largest) *
-  /// 448), the
-  /// scale is F32(1 / s), the code that of F32(value * s). A block of zeros has the scale 1.
+  /// 448), the scale is F32(1 / s), the code that of F32(value * s). A block of zeros has the scale 1.
   block_fp8,
 
   /// nvidia-modelopt 0.47 (qtensor/mxfp4_tensor.py): the least power of two, from 2^-127 on, that F32(largest
-  /// /
-  /// 6) is not above. Ties go to the smaller code, and each zero is code 8. ModelOpt takes the logarithm in
-  /// F32,
-  /// so that a quotient up to 2^-20 above a power of two may count as that power: never one of a BF16 or F16
-  /// number.
+  /// / 6) is not above. Ties go to the smaller code, and each zero is code 8. ModelOpt takes the logarithm in
+  /// F32, so that a quotient up to 2^-20 above a power of two may count as that power: never one of a BF16 or
+  /// F16 number.
   mxfp4_modelopt,
 
   /// compressed-tensors 0.20 (quantization/utils/mxfp_utils.py): the power of two of `largest`, or the next
-  /// one
-  /// if its mantissa is 1.75 or more, over 4; from 2^-127 on. Ties go to even codes. compressed-tensors loses
-  /// scales below 2^-24 of F16 values, as it computes in F16; here they are those of the same F32 values.
+  /// one if its mantissa is 1.75 or more, over 4; from 2^-127 on. Ties go to even codes. compressed-tensors
+  /// loses scales below 2^-24 of F16 values, as it computes in F16; here they are those of the same F32
+  /// values.
   mxfp4_ocp,
 
   /// triton_kernels' downcast_to_mxfp, as gpt-oss and transformers use it: F32(largest / 6) rounded up to a
@@ -102,21 +101,18 @@ enum class EncodingRule : std::uint8_t {
   mxfp4_gpt_oss,
 
   /// nvidia-modelopt 0.47 (qtensor/nvfp4_tensor.py): global = F32(largest of all / 2688); the scale is the
-  /// e4m3
-  /// number of F32(largest / F32(6 * global)), from 2^-9 to 448, or 1 for a block of zeros. Ties go to even
-  /// codes.
+  /// e4m3 number of F32(largest / F32(6 * global)), from 2^-9 to 448, or 1 for a block of zeros. Ties go to
+  /// even codes.
   nvfp4_modelopt,
 
   /// compressed-tensors 0.20 (quantization/utils/helpers.py): global = (1 / largest of all) * 2688; the scale
-  /// is the
-  /// e4m3 number of F32(global * (largest / 6)), at most 448, or 0.125 where that is zero. What is computed
-  /// here is
-  /// rounded to the dtype of the values, as torch does. Ties go to even codes.
+  /// is the e4m3 number of F32(global * (largest / 6)), at most 448, or 0.125 where that is zero. What is
+  /// computed here is rounded to the dtype of the values, as torch does. Ties go to even codes.
   nvfp4_compressed_tensors,
 
   /// compressed-tensors 0.20, groups of 32, BF16 scales: largest / 7.5, or 2^-7 for a block of zeros; the
-  /// code is
-  /// that of value / scale, both rounded to the dtype of the values, BF16 scales with F16 values to F32.
+  /// code is that of value / scale, both rounded to the dtype of the values, BF16 scales with F16 values to
+  /// F32.
   int4_compressed_tensors,
 };
 

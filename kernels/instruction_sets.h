@@ -77,12 +77,10 @@ using EncodeBlocks = std::int64_t (*)(const void* source, std::int64_t blocks, s
 /// column_stride]. Writes code (row, column) to codes[row * row_stride + column] and a row's scale to
 /// scales[row * scale_row_stride]. Fetches as many values from `ahead` on meanwhile, which are encoded next.
 /// Returns false where EncodeBlocks would stop; then what it has written means nothing. REQUIRES: a multiple
-/// of upright_rows, at most most_upright_rows.
+/// of upright_rows (encode.h), at most most_upright_rows.
 using EncodeUpright = bool (*)(const void* source, std::int64_t column_stride, std::int64_t rows,
                                const void* ahead, std::uint8_t* codes, std::int64_t row_stride,
                                std::uint8_t* scales, std::int64_t scale_row_stride);
-
-inline constexpr std::int64_t upright_rows = 64;
 
 /// So many that a run of values is worth fetching, and few enough that two panels of them fit the second
 /// cache.

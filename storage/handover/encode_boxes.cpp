@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/encode.h"
 #include "planner/geometry/byte_boxes.h"
 #include "storage/boxes/placing.h"
 
@@ -33,9 +34,6 @@ void copy_into(const EncodedBox& encoded, DType dtype, const EncodedBox& whole, 
   }
 }
 
-/// A cache line has fewer values. Strips of rows and of columns are a multiple of it where they can be.
-constexpr std::int64_t upright_grid = 64;
-
 /// Whether the values of a column are neighbours in memory, and are encoded from there.
 bool is_upright(const EncodingSource& source, const ExportTask& task, const TensorSpec& spec) {
   const Transfer& transfer = source.transfer_of(task);
@@ -51,14 +49,14 @@ bool is_upright(const EncodingSource& source, const ExportTask& task, const Tens
 void cut_upright(const ExportTask& task, const Encoding& encoding, std::uint64_t bytes,
                  std::vector<ExportTask>& parts) {
   const auto most = static_cast<std::int64_t>(bytes);
-  std::int64_t side = upright_grid;
-  while ((side + upright_grid) * (side + upright_grid) <= most) side += upright_grid;
+  std::int64_t side = upright_rows;
+  while ((side + upright_rows) * (side + upright_rows) <= most) side += upright_rows;
   const Box& box = task.box;
   const std::int64_t columns = std::min(side, box.size[1]);
   const std::int64_t of_row =
       columns + columns / encoding.block_columns + 2;  // with scales, also of cut blocks
   std::int64_t rows = std::max<std::int64_t>(1, most / of_row);
-  if (rows > upright_grid) rows -= rows % upright_grid;
+  if (rows > upright_rows) rows -= rows % upright_rows;
   const Shape end = {box.offset[0] + box.size[0], box.offset[1] + box.size[1]};
   for (std::int64_t row = box.offset[0]; row < end[0]; row += rows) {
     for (std::int64_t column = box.offset[1], width = 0; column < end[1]; column += width) {
