@@ -132,8 +132,7 @@ void add_dense_decoder(SampleTensors& tensors, const std::string& model, Attenti
 
 /// Layers with experts. Where config.json speaks of them: dense layers first ("first_k_dense_replace"),
 /// shared experts and a bias of the router ("n_shared_experts"), and layers of multi-token prediction,
-/// numbered on
-/// ("num_nextn_predict_layers").
+/// numbered on ("num_nextn_predict_layers").
 void add_mixture_decoder(SampleTensors& tensors, const std::string& model, AttentionRows attention);
 
 /// Router "gate.weight" and routed experts, below `module`.

@@ -14,11 +14,10 @@
 namespace shardwright {
 
 /// The safetensors format in short: 8 bytes, the length n of the header (little endian); n bytes of JSON, an
-/// object
-/// {"name": {"dtype": "BF16", "shape": [3, 5], "data_offsets": [begin, end]}, ..., "__metadata__": {"key":
-/// "text"}}, possibly padded with spaces; then the tensors, row-major and little endian. Offsets count from
-/// the end of the header. The tensors fill the rest of the file: no gaps, no overlaps, nothing after the
-/// last.
+/// object {"name": {"dtype": "BF16", "shape": [3, 5], "data_offsets": [begin, end]}, ..., "__metadata__":
+/// {"key": "text"}}, possibly padded with spaces; then the tensors, row-major and little endian. Offsets
+/// count from the end of the header. The tensors fill the rest of the file: no gaps, no overlaps, nothing
+/// after the last.
 struct SafetensorsHeader {
   std::vector<SourceTensor>
       tensors;  ///< in the order of the header; begin and end count from the start of the file

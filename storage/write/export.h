@@ -48,9 +48,8 @@ struct ExportRequest {
 /// Step 1, on every rank: what it holds, as bytes for the coordinator. `state` says the same as the specs, in
 /// the form that ranks plan by, with all descriptions (rank_states.h has it for specs that lie on no mesh).
 /// Reads the values of blocks that other ranks hold the rest of, where they are, if all specs have memory.
-/// Throws Error(mismatch) for
-/// tensors that cannot be read (on a CUDA device, where this build has no kernels for it), Error(device) as
-/// run_export().
+/// Throws Error(mismatch) for tensors that cannot be read (on a CUDA device, where this build has no kernels
+/// for it), Error(device) as run_export().
 std::string describe_export(const std::vector<TensorSpec>& specs, const RankState& state,
                             const ExportRequest& request, const DeviceOptions& devices = {});
 

@@ -55,8 +55,7 @@ void cut_task(const ExportTask& task, const Transfer& transfer, DType stored, co
               std::vector<ExportTask>& tasks);
 
 /// The tasks that the plan comes to. `shares_scales` tells for which weights scales are told by columns of
-/// blocks. Throws Error(mismatch) for
-/// blocks whose shared scales are not there then.
+/// blocks. Throws Error(mismatch) for blocks whose shared scales are not there then.
 ExportTasks export_tasks(const PartsToWrite& parts, const Catalog& catalog, const LoadPlan& plan,
                          const std::function<bool(const SourceTensor&)>& shares_scales,
                          const std::function<TaskBounds(const TensorSpec&)>& bounds);
