@@ -63,6 +63,17 @@ inline std::string one_tensor_file(const std::string& name, int count = 4) {
   return safetensors_bytes(one_tensor(name, count), 2 * static_cast<std::size_t>(count));
 }
 
+/// What `action` throws; an Error that says "no error" where it throws none.
+template <typename Action>
+Error error_of(const Action& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error;
+  }
+  return {ErrorKind::argument, "no error"};
+}
+
 /// `action` must throw an Error of this kind whose message holds all of these texts.
 inline void expect_error(ErrorKind kind, std::initializer_list<std::string_view> texts,
                          const std::function<void()>& action) {

@@ -30,16 +30,6 @@ Names names_in(const fs::path& directory) {
   return names;
 }
 
-template <typename Work>
-Error error_of(const Work& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error;
-  }
-  return {ErrorKind::argument, "no error"};
-}
-
 /// A sharded checkpoint of these files, and nothing in them.
 std::string manifest_naming(const std::vector<std::string>& files, std::uint64_t order = 0) {
   Manifest manifest;

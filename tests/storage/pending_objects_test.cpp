@@ -151,23 +151,13 @@ Objects saved(Store& store, const std::string& torchs) {
   return {{shard, "new"}, {manifest_name, manifest_of_save(shard, torchs)}, {torch_metadata_name, torchs}};
 }
 
-template <typename Work>
-Error error_told_by(const Work& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error;
-  }
-  return {ErrorKind::argument, "no error"};
-}
-
 TEST(PendingObjects, AnAddressIsTheSameWithASlashAtItsEnd) {
   Store store;
   const std::string slash = std::string(address) + "/";
   const Objects before = saved(store, "torch's");
   for (const auto& [to, from] : {std::pair<std::string, std::string>{slash, address}, {address, slash}}) {
     const Error error =
-        error_told_by([&] { PendingCheckpoint(to, CheckpointKind::sharded, std::nullopt, {from}); });
+        error_of([&] { PendingCheckpoint(to, CheckpointKind::sharded, std::nullopt, {from}); });
     EXPECT_EQ(error.system_error, EEXIST) << to << ": " << error.what();
   }
   EXPECT_EQ(store.objects(), before);
@@ -223,7 +213,7 @@ TEST(PendingObjects, ASaveThatIsGivenUpLeavesNothing) {
   store.before_put = [](const std::string& name) {
     if (is_manifest(name)) throw Error(ErrorKind::io, name + ": access was denied", EACCES);
   };
-  const Error error = error_told_by([&] { saved(store, "second"); });
+  const Error error = error_of([&] { saved(store, "second"); });
   EXPECT_EQ(error.system_error, EACCES);
   EXPECT_EQ(store.objects(), before);
 }
@@ -233,7 +223,7 @@ TEST(PendingObjects, OfTwoSavesAtOnceTheFirstToPublishSucceeds) {
   saved(store, "first");
   const auto late = written(store, "late");
   const Objects expected = saved(store, "second");
-  const Error error = error_told_by([&] { late->publish(manifest_name); });
+  const Error error = error_of([&] { late->publish(manifest_name); });
   EXPECT_NE(std::string(error.what()).find("Did another save to the same place run?"), std::string::npos)
       << error.what();
   EXPECT_EQ(store.objects(), expected);
@@ -244,7 +234,7 @@ TEST(PendingObjects, OfTwoSavesAtOnceTheFirstToPublishSucceeds) {
     store.before_put = nullptr;
     other = saved(store, "meanwhile");
   };
-  const Error at_the_end = error_told_by([&] { saved(store, "late"); });
+  const Error at_the_end = error_of([&] { saved(store, "late"); });
   EXPECT_EQ(at_the_end.system_error, EEXIST);
   EXPECT_NE(std::string(at_the_end.what()).find("another save to this place"), std::string::npos)
       << at_the_end.what();
@@ -264,7 +254,7 @@ TEST(PendingObjects, AnAnswerThatIsLostIsNoFailureAndOneThatCannotBeKnownIsSaid)
   store.before_head = [](const std::string& name) {
     if (is_manifest(name)) throw Error(ErrorKind::io, name + ": no answer", EIO);
   };
-  const Error error = error_told_by([&] { pending->publish(manifest_name); });
+  const Error error = error_of([&] { pending->publish(manifest_name); });
   store.before_head = nullptr;
   EXPECT_NE(std::string(error.what()).find("is not known, and what it names stays"), std::string::npos)
       << error.what();
@@ -280,7 +270,7 @@ TEST(PendingObjects, WhatRanksHaveNotUploadedIsNotPublished) {
   {
     const auto pending = written(store, "second");
     store.upload("rank-00000-" + pending->tag() + ".bin", "longer");
-    const Error error = error_told_by([&] { pending->publish(manifest_name); });
+    const Error error = error_of([&] { pending->publish(manifest_name); });
     EXPECT_NE(std::string(error.what()).find("expected the 3 bytes that a rank has uploaded, found 6 bytes"),
               std::string::npos)
         << error.what();
@@ -300,9 +290,9 @@ TEST(PendingObjects, ErrorsNameTheAddressAndNoFolderOfThisMachine) {
   Store store;
   store.upload(manifest_name, "no manifest");
   const Error error =
-      error_told_by([] { PendingCheckpoint("store://user:word@bucket/run", CheckpointKind::sharded); });
+      error_of([] { PendingCheckpoint("store://user:word@bucket/run", CheckpointKind::sharded); });
   EXPECT_EQ(std::string(error.what()), "no error") << "nothing is there";
-  const Error refused = error_told_by([] { PendingCheckpoint(address, CheckpointKind::sharded); });
+  const Error refused = error_of([] { PendingCheckpoint(address, CheckpointKind::sharded); });
   EXPECT_TRUE(std::string(refused.what()).starts_with("store://bucket/run: holds a sharded checkpoint"))
       << refused.what();
   EXPECT_EQ(std::string(refused.what()).find("shardwright-"), std::string::npos) << refused.what();

@@ -96,15 +96,22 @@ TEST(Upload, WhoWritesInOrderHoldsAFewPartsWhileSendingIsSlow) {
   Kept kept;
   const SendPart keep = kept.send();
   std::latch is_sending(1);
+  std::latch is_ahead(1);
   Upload upload("x", bytes.size(), [&](const std::string& name, std::uint64_t size, FilePart sent) {
-    if (sent.begin == 0) is_sending.count_down();
+    if (sent.begin == 0) {
+      is_sending.count_down();
+      is_ahead.wait();
+    }
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
     keep(name, size, std::move(sent));
   });
   std::thread sender([&] { write(upload, bytes, 0, part); });  // and sends what the other writes meanwhile
   is_sending.wait();
   const std::uint64_t block = part / 2;
-  for (std::uint64_t begin = part; begin < bytes.size(); begin += block) write(upload, bytes, begin, block);
+  write(upload, bytes, part, block);
+  is_ahead.count_down();
+  for (std::uint64_t begin = part + block; begin < bytes.size(); begin += block)
+    write(upload, bytes, begin, block);
   sender.join();
   upload.finish();
   EXPECT_TRUE(kept.bytes == bytes);
