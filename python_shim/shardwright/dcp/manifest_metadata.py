@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     MetadataIndex,
@@ -18,7 +18,6 @@ from torch.distributed.checkpoint.metadata import (
 
 from shardwright import _core
 from shardwright.dcp.lazy_metadata import LazyMetadata, StoredTensor
-from shardwright.dcp.sharded_writer import StoredPart
 from shardwright.dcp.torch_metadata import fault_of_planner_data
 from shardwright.describe import DTYPE_NAMES
 
@@ -93,14 +92,15 @@ class ShardedMetadata(LazyMetadata):
         return {name: (file, begin, end) for name, file, begin, end in self.manifest.objects}
 
     @cached_property
-    def storage_data(self) -> dict[MetadataIndex, StoredPart]:
+    def storage_data(self) -> dict[MetadataIndex, _StorageInfo]:
+        """Where each chunk and object lies, as torch's FileSystemReader has it."""
         data = {
-            MetadataIndex(name, torch.Size(offset)): StoredPart(file, begin, end - begin, b"")
+            MetadataIndex(name, torch.Size(offset)): _StorageInfo(file, begin, end - begin)
             for number, (name, *_) in enumerate(self.manifest.tensors)
             for offset, _, file, begin, end in self.manifest.chunks(number)
         }
         for name, file, begin, end in self.manifest.objects:
-            data[MetadataIndex(name)] = StoredPart(file, begin, end - begin, b"")
+            data[MetadataIndex(name)] = _StorageInfo(file, begin, end - begin)
         return data
 
 

@@ -63,16 +63,6 @@ _InReach = tuple[int, torch.Tensor, bool]
 
 
 @dataclass(frozen=True)
-class StoredPart:
-    """Where a chunk or an object lies, as DCP's metadata has it, and the checksums of its blocks."""
-
-    relative_path: str
-    offset: int
-    length: int
-    checksums: bytes
-
-
-@dataclass(frozen=True)
 class _Share:
     """What the coordinator tells a rank: the folder that it writes in, or the address that it uploads to, and the tag
     that names then end in."""
