@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cctype>
+#include <forward_list>
 #include <memory>
 #include <mutex>
 #include <string_view>
@@ -14,9 +15,9 @@ namespace {
 
 std::mutex calls_mutex;
 
-/// Never given back: threads may still ask when the process ends.
-const RemoteCalls*& calls_of_process() {
-  static const RemoteCalls* calls = nullptr;
+/// All that have been set, the last first. Never given back: threads may still ask when the process ends.
+std::forward_list<RemoteCalls>& calls_of_process() {
+  static auto& calls = *new std::forward_list<RemoteCalls>;
   return calls;
 }
 
@@ -24,12 +25,13 @@ const RemoteCalls*& calls_of_process() {
 
 void set_remote_calls(RemoteCalls calls) {
   const std::lock_guard lock(calls_mutex);
-  calls_of_process() = new RemoteCalls(std::move(calls));
+  calls_of_process().push_front(std::move(calls));
 }
 
 const RemoteCalls& remote_calls(const std::filesystem::path& address) {
   const std::lock_guard lock(calls_mutex);
-  if (const RemoteCalls* const calls = calls_of_process()) return *calls;
+  const auto& calls = calls_of_process();
+  if (!calls.empty()) return calls.front();
   throw Error(
       ErrorKind::argument,
       printable(address.native()) +
