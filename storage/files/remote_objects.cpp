@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cctype>
 #include <forward_list>
-#include <memory>
 #include <mutex>
 #include <string_view>
 #include <utility>
