@@ -274,7 +274,7 @@ fuzz: system ## fuzz the decoders of what comes from disk, from other ranks and 
 # What is reported ends the test: nothing is only a warning. tests/sanitizers/ says what of others is passed over, and why.
 
 SANITIZED := bad_files bad_input safetensors_attacks mutated_checkpoints sharded load layouts encodings export lora \
-  lora_refusals adapter generate devices property dcp_load cooperative ranks
+  lora_refusals adapter generate devices property dcp_load cooperative changed_pieces refit uploads ranks
 # What ThreadSanitizer sees of processes under torchrun is torch's (Gloo's futures) and Python's own; forks it does not follow.
 THREADED_PYTHON := bad_files bad_input safetensors_attacks sharded load encodings
 # C++ programs that use torch are left out: its libraries are not built with ThreadSanitizer.
