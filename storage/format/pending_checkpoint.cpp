@@ -88,6 +88,19 @@ bool reads_from(const fs::path& source, const fs::path& directory) {
   });
 }
 
+/// What a save of that kind would replace: each checkpoint, with names of its files.
+std::string all_that_is_there(const std::vector<CheckpointInPlace>& all, CheckpointKind kind) {
+  std::string text;
+  for (const CheckpointInPlace& found : all) {
+    if (!text.empty()) text += ", and ";
+    text += name_of(found.kind);
+    if (found.kind == kind && !found.is_ours)
+      text += " that this library has not written, or that was changed since";
+    text += " (" + listed(found.files) + ")";
+  }
+  return text;
+}
+
 }  // namespace
 
 PendingCheckpoint::PendingCheckpoint(const fs::path& directory, CheckpointKind kind,
@@ -132,26 +145,33 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
       "files";
   const auto is_this = [&](const fs::path& source) {
     if (is_remote(source))
-      return objects_ != nullptr && folder_address(source.native()) == objects_->shadow().address();
+      return objects_ != nullptr && is_same_folder(source.native(), objects_->shadow().address());
     return objects_ == nullptr && reads_from(source, directory_);
   };
   const bool replaces_its_source = std::any_of(sources.begin(), sources.end(), is_this);
+  std::vector<CheckpointInPlace> all = checkpoints_in(directory_);
+  // An adapter lies beside a checkpoint of weights and has no name in common with it.
+  std::erase_if(all, [&](const CheckpointInPlace& found) {
+    return (found.kind == CheckpointKind::adapter) != (kind_ == CheckpointKind::adapter);
+  });
+  // What resumes a training is not all in an export of it: no option lets the one be lost for the other.
+  if (replaces_its_source && kind_ == CheckpointKind::huggingface &&
+      std::any_of(all.begin(), all.end(), [](const CheckpointInPlace& found) {
+        return found.kind == CheckpointKind::sharded || found.kind == CheckpointKind::torch;
+      })) {
+    throw Error(ErrorKind::io,
+                where + ": holds the checkpoint of training that this is made from, with more than its " +
+                    "weights, such as the optimizer, which would be lost; nothing was written. Give another "
+                    "path",
+                EEXIST);
+  }
   if (overwrite != true && replaces_its_source) {
     throw Error(ErrorKind::io,
                 where + ": this is what the checkpoint is made from, and would be replaced" + hint, EEXIST);
   }
-  for (CheckpointInPlace& found : checkpoints_in(directory_)) {
-    // An adapter lies beside a checkpoint of weights and has no name in common with it.
-    if ((found.kind == CheckpointKind::adapter) != (kind_ == CheckpointKind::adapter)) continue;
-    // What resumes a training is not all in an export of it: no option lets the one be lost for the other.
-    if (replaces_its_source && kind_ == CheckpointKind::huggingface &&
-        (found.kind == CheckpointKind::sharded || found.kind == CheckpointKind::torch)) {
-      throw Error(
-          ErrorKind::io,
-          where + ": holds the checkpoint of training that this is made from, with more than its " +
-              "weights, such as the optimizer, which would be lost; nothing was written. Give another path",
-          EEXIST);
-    }
+  for (CheckpointInPlace& found : all)
+    std::move(found.with_weights.begin(), found.with_weights.end(), std::back_inserter(found.files));
+  for (CheckpointInPlace& found : all) {
     if (overwrite == false) {
       throw Error(ErrorKind::io, where + ": Checkpoint already exists and overwrite=False; nothing was saved",
                   EEXIST);
@@ -162,17 +182,10 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
                       " that cannot be read, so that its files are not known: " + found.fault + hint,
                   found.fault_number == 0 ? EEXIST : found.fault_number);
     }
-    std::move(found.with_weights.begin(), found.with_weights.end(), std::back_inserter(found.files));
     const bool is_alike =
         found.kind == kind_ || (kind_ == CheckpointKind::sharded && found.kind == CheckpointKind::torch);
-    if (overwrite != true && (!is_alike || !found.is_ours)) {
-      throw Error(
-          ErrorKind::io,
-          where + ": holds " + name_of(found.kind) +
-              (found.kind == kind_ ? " that this library has not written, or that was changed since" : "") +
-              " (" + listed(found.files) + ")" + hint,
-          EEXIST);
-    }
+    if (overwrite != true && (!is_alike || !found.is_ours))
+      throw Error(ErrorKind::io, where + ": holds " + all_that_is_there(all, kind_) + hint, EEXIST);
     replaces_ = true;
     if (found.is_ours) own_beside_ = found.beside;
     std::move(found.files.begin(), found.files.end(), std::back_inserter(replaced_));

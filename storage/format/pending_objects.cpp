@@ -74,6 +74,11 @@ bool is_shown(const ShadowFolder& shadow, const std::string& name) {
   return shadow.objects().contains(name) && entry_at(shadow.path() / name).has_value();
 }
 
+/// Whether that save has been published, or a later one.
+bool is_published(const ShadowFolder& shadow, const wire::SaveMarker& told) {
+  return version_in(shadow, told.commit()) != told.over();
+}
+
 /// What a save that died had written before what publishes.
 struct Unpublished {
   std::string name;
@@ -86,7 +91,7 @@ void undo_unpublished(ShadowFolder& shadow) {
   std::vector<Unpublished> unpublished;
   for (const RemoteObject& marker : shadow.saving()) {
     const std::unique_ptr<wire::SaveMarker> told = read_marker(shadow.address(), marker);
-    if (told == nullptr || version_in(shadow, told->commit()) != told->over()) continue;
+    if (told == nullptr || is_published(shadow, *told)) continue;
     for (const auto& [name, size] : told->writes()) {
       // No name of weights, but one that they may not begin with.
       if (is_shown(shadow, name))
@@ -118,15 +123,39 @@ void undo_unpublished(ShadowFolder& shadow) {
   shadow.seen();
 }
 
-/// Whether an object is one that the save of that marker has written, or was to replace and `is_published`.
+/// Has the store show what undo_unpublished() has the folder show in place of what dead saves had replaced.
+void bring_back_replaced(ShadowFolder& shadow) {
+  std::set<std::string> done;
+  for (const RemoteObject& marker : shadow.saving()) {
+    const std::unique_ptr<wire::SaveMarker> told = read_marker(shadow.address(), marker);
+    if (told == nullptr || is_published(shadow, *told)) continue;
+    for (const auto& [name, previous] : told->previous()) {
+      const auto object = shadow.objects().find(name);
+      const auto wrote = told->publishes().find(name);
+      if (object == shadow.objects().end() || wrote == told->publishes().end() || done.contains(name))
+        continue;
+      const std::string address = shadow.address_of(name);
+      // Of several that wrote it, the last finds it as it left it.
+      if (checksum_of_text(bytes_of_object(address, object->second)) != wrote->second) continue;
+      if (entry_at(shadow.path() / name)) {
+        writing_calls(address).put(address, shadow.content(name), /*only_new=*/false, object->second.version);
+      } else {
+        writing_calls(address).remove(address);
+      }
+      done.insert(name);
+    }
+  }
+}
+
+/// Whether an object is one that the save of that marker has written, or was to replace and `replaces`.
 bool is_of_save(const std::string& address, const RemoteObject& object, const std::string& tag,
-                const wire::SaveMarker& told, bool is_published) {
+                const wire::SaveMarker& told, bool replaces) {
   if (is_tag(tag) && std::string_view(object.name).substr(0, object.name.find('.')).ends_with("-" + tag))
     return true;
   const auto written = told.writes().find(object.name);
   if (written != told.writes().end() && written->second == object.size) return true;
   const auto removed = told.removes().find(object.name);
-  if (is_published && removed != told.removes().end() && is_same_version(removed->second, object.version))
+  if (replaces && removed != told.removes().end() && is_same_version(removed->second, object.version))
     return true;
   const auto published = told.publishes().find(object.name);
   return published != told.publishes().end() && !told.previous().contains(object.name) &&
@@ -134,9 +163,9 @@ bool is_of_save(const std::string& address, const RemoteObject& object, const st
 }
 
 /// Deletes the objects of the save of that marker but those of the names in `kept`, and then the marker.
-/// `is_published`: it or a later one has been, so that what it was to replace goes, too.
+/// `replaces`: it or a later one has been published, so that what it was to replace goes, too.
 void remove_what_a_save_wrote(const std::string& address, const std::string& tag,
-                              const std::set<std::string>& kept, bool is_published) {
+                              const std::set<std::string>& kept, bool replaces) {
   const RemoteCalls& calls = writing_calls(address);
   const std::string marker = folder_of_markers(address) + "/" + tag;
   RemoteObject found = calls.head(marker);
@@ -144,7 +173,7 @@ void remove_what_a_save_wrote(const std::string& address, const std::string& tag
   const std::unique_ptr<wire::SaveMarker> told = read_marker(address, found);
   if (told == nullptr) return;
   for (const RemoteObject& one : calls.list(address)) {
-    if (!one.is_folder && !kept.contains(one.name) && is_of_save(address, one, tag, *told, is_published))
+    if (!one.is_folder && !kept.contains(one.name) && is_of_save(address, one, tag, *told, replaces))
       calls.remove(address + "/" + one.name);
   }
   calls.remove(marker);
@@ -154,7 +183,7 @@ void remove_what_a_save_wrote(const std::string& address, const std::string& tag
 std::set<std::string> names_of_checkpoints(const std::filesystem::path& folder) {
   std::set<std::string> names;
   for (const CheckpointInPlace& found : checkpoints_in(folder)) {
-    for (const auto* some : {&found.files, &found.beside, &found.changed})
+    for (const auto* some : {&found.files, &found.beside, &found.changed, &found.with_weights})
       names.insert(some->begin(), some->end());
   }
   return names;
@@ -355,7 +384,7 @@ void PendingObjects::remove_left_behind() const {
   const std::set<std::string> kept = names_of_checkpoints(shadow_.path());
   for (const RemoteObject& one : shadow_.saving()) {
     try {
-      remove_what_a_save_wrote(shadow_.address(), one.name, kept, /*is_published=*/true);
+      remove_what_a_save_wrote(shadow_.address(), one.name, kept, /*replaces=*/true);
     } catch (const Error&) {
     }
   }
@@ -366,7 +395,7 @@ void PendingObjects::abandon() noexcept {
   try {
     std::set<std::string> kept;
     for (const auto& [name, object] : shadow_.objects()) kept.insert(name);
-    remove_what_a_save_wrote(shadow_.address(), tag_, kept, /*is_published=*/false);
+    remove_what_a_save_wrote(shadow_.address(), tag_, kept, /*replaces=*/false);
   } catch (const std::exception&) {  // whoever saves there next deletes it
   }
 }
@@ -392,15 +421,20 @@ void remove_remote_checkpoint(const std::string& address) {
 
 void clean_up_after_dead_remote_saves(const std::string& folder) {
   const std::string address = folder_address(folder);
-  std::vector<RemoteObject> markers = remote_calls(address).list(folder_of_markers(address));
+  const std::vector<RemoteObject> markers = remote_calls(address).list(folder_of_markers(address));
   const std::chrono::duration<double> now = std::chrono::system_clock::now().time_since_epoch();
-  std::erase_if(markers, [&](const RemoteObject& one) {
-    return one.modified <= 0 || one.modified >= (now - taken_for_dead).count();
+  const bool are_dead = std::all_of(markers.begin(), markers.end(), [&](const RemoteObject& one) {
+    return one.modified > 0 && one.modified < (now - taken_for_dead).count();
   });
-  if (markers.empty()) return;
-  const std::set<std::string> kept = names_of_checkpoints(ShadowFolder(address).path());
-  for (const RemoteObject& one : markers)
-    remove_what_a_save_wrote(address, one.name, kept, /*is_published=*/true);
+  if (markers.empty() || !are_dead) return;
+  ShadowFolder shadow(address);
+  undo_unpublished(shadow);
+  const std::set<std::string> kept = names_of_checkpoints(shadow.path());
+  bring_back_replaced(shadow);
+  for (const RemoteObject& one : markers) {
+    const std::unique_ptr<wire::SaveMarker> told = read_marker(address, one);
+    if (told != nullptr) remove_what_a_save_wrote(address, one.name, kept, is_published(shadow, *told));
+  }
 }
 
 }  // namespace shardwright

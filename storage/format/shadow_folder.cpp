@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cmath>
 #include <cstring>
 #include <fstream>
@@ -72,6 +73,28 @@ bool can_be_a_file(const std::string& name) {
   }
 }
 
+/// Names of schemes that stand for another.
+constexpr std::pair<std::string_view, std::string_view> other_schemes[]{
+    {"s3a", "s3"}, {"gcs", "gs"}, {"azure", "az"}, {"abfs", "az"}, {"abfss", "az"}, {"adl", "az"}};
+
+/// To compare with others: the scheme by one name in small letters, and no empty part behind it.
+std::string in_one_form(std::string_view address) {
+  const std::size_t end = std::min(address.find("://"), address.size());
+  std::string form(address.substr(0, end));
+  std::transform(form.begin(), form.end(), form.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  for (const auto& [other, scheme] : other_schemes) {
+    if (form == other) form = scheme;
+  }
+  form += ':';
+  for (std::size_t at = end; at < address.size();) {
+    const std::size_t begin = std::min(address.find_first_not_of(at == end ? ":/" : "/", at), address.size());
+    at = std::min(address.find('/', begin), address.size());
+    if (begin < at) (form += '/') += address.substr(begin, at - begin);
+  }
+  return form;
+}
+
 void replace_all(std::string& text, const std::string& what, const std::string& by) {
   for (std::size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + by.size()))
     text.replace(at, what.size(), by);
@@ -82,6 +105,10 @@ void replace_all(std::string& text, const std::string& what, const std::string& 
 std::string folder_address(std::string address) {
   while (address.ends_with('/')) address.pop_back();
   return address;
+}
+
+bool is_same_folder(const std::string& one, const std::string& other) {
+  return in_one_form(one) == in_one_form(other);
 }
 
 std::string bytes_of_file(const std::filesystem::path& path) {

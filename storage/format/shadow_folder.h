@@ -73,8 +73,11 @@ class ShadowFolder {
   std::map<std::string, Look> before_;
 };
 
-/// An address of a folder as it is compared and gone on from: no slash at its end.
+/// An address of a folder as it is gone on from: no slash at its end.
 std::string folder_address(std::string address);
+
+/// Whether two addresses are of one folder: schemes have several names, and stores pass over slashes.
+bool is_same_folder(const std::string& one, const std::string& other);
 
 /// All bytes of a file of this machine.
 std::string bytes_of_file(const std::filesystem::path& path);

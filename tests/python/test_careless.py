@@ -16,6 +16,7 @@ import torch.distributed.checkpoint as dcp
 from outcomes import outcome_of
 from safetensors.torch import load_file, save_file
 from test_strangers import assert_untouched, holds, read, state
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter as TorchWriter
 
 pytestmark = pytest.mark.ranks
@@ -258,6 +259,37 @@ def test_torchs_shards_over_ours_are_theirs(tmp_path):
     with pytest.raises(FileExistsError, match="overwrite=True"):
         sw.save(WEIGHTS, tmp_path / "out")
     assert read(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("saved", ["torch", "safetensors", "torch's own"])
+def test_shards_of_weights_replace_no_training_unasked(saved: str, tmp_path):
+    """Both are sharded checkpoints, but the weights are not all that the training needs."""
+    training = {"model": WEIGHTS, "optimizer": {"moment": torch.ones(3)}, "step": 7}
+    if saved == "torch's own":
+        dcp.save(training, checkpoint_id=tmp_path / "run", no_dist=True)
+    else:
+        sw.save(training, tmp_path / "run", format=saved)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+
+    def write(path: Path, **options: object) -> None:
+        writer = sw.HuggingFaceStorageWriter(tmp_path / "elsewhere", save_distributed=True, **options)
+        dcp.save(WEIGHTS, checkpoint_id=path, storage_writer=writer, planner=sw.SavePlanner(), no_dist=True)
+
+    with pytest.raises(CheckpointException, match="holds a checkpoint of training .*pass overwrite=True"):
+        write(tmp_path / "run")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+    write(tmp_path / "shards")
+    write(tmp_path / "shards")
+    write(tmp_path / "run", overwrite=True)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_an_export_goes_to_no_folder_that_is_called_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    writer = sw.HuggingFaceStorageWriter("export")
+    with pytest.raises(ValueError, match="leave out file://"):
+        dcp.save(WEIGHTS, checkpoint_id=f"file://{tmp_path}/out", storage_writer=writer, no_dist=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checksums_file_that_is_damaged_can_be_replaced_when_that_is_said(tmp_path):

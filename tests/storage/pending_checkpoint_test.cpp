@@ -383,6 +383,17 @@ TEST(PendingCheckpoint, AnotherKindOfCheckpointNeedsOverwrite) {
   EXPECT_EQ(names_in(folder / "weights"), (Names{manifest_name, "x"}));
 }
 
+TEST(PendingCheckpoint, ARefusalNamesAllThatWouldBeReplaced) {
+  const TemporaryDirectory folder;
+  write_sharded(folder.path, {"rank-00000"});
+  write_file(folder / "model.safetensors", "somebody's");
+  for (const CheckpointKind kind : {sharded, CheckpointKind::huggingface}) {
+    const std::string what = error_of([&] { PendingCheckpoint(folder.path, kind); }).what();
+    for (const char* name : {"\"rank-00000\"", "\"model.safetensors\""})
+      EXPECT_NE(what.find(name), std::string::npos) << what;
+  }
+}
+
 TEST(PendingCheckpoint, OverwriteFalseReplacesNothing) {
   const TemporaryDirectory folder;
   write_sharded(folder.path, {"old"});

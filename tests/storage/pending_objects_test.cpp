@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -14,8 +15,10 @@
 #include "storage/format/checkpoint_in_place.h"
 #include "storage/format/checkpoint_place.h"
 #include "storage/format/checksum.h"
+#include "storage/format/hf_index.h"
 #include "storage/format/manifest.h"
 #include "storage/format/pending_checkpoint.h"
+#include "storage/format/shadow_folder.h"
 #include "tests/storage/checkpoint_files.h"
 
 namespace shardwright {
@@ -132,8 +135,9 @@ std::string manifest_of_save(const std::string& shard, const std::string& torchs
 }
 
 /// Begins a save, uploads its shard and writes what is published of it.
-std::unique_ptr<PendingCheckpoint> written(Store& store, const std::string& torchs) {
-  auto pending = std::make_unique<PendingCheckpoint>(address, CheckpointKind::sharded);
+std::unique_ptr<PendingCheckpoint> written(Store& store, const std::string& torchs,
+                                           std::optional<bool> overwrite = std::nullopt) {
+  auto pending = std::make_unique<PendingCheckpoint>(address, CheckpointKind::sharded, overwrite);
   pending->expect_free({manifest_name, torch_metadata_name});
   pending->announce();
   const std::string shard = "rank-00000-" + pending->tag() + ".bin";
@@ -151,11 +155,14 @@ Objects saved(Store& store, const std::string& torchs) {
   return {{shard, "new"}, {manifest_name, manifest_of_save(shard, torchs)}, {torch_metadata_name, torchs}};
 }
 
-TEST(PendingObjects, AnAddressIsTheSameWithASlashAtItsEnd) {
+TEST(PendingObjects, AnAddressIsTheSameWithSlashesThatStoresPassOver) {
   Store store;
   const std::string slash = std::string(address) + "/";
   const Objects before = saved(store, "torch's");
-  for (const auto& [to, from] : {std::pair<std::string, std::string>{slash, address}, {address, slash}}) {
+  for (const auto& [to, from] : {std::pair<std::string, std::string>{slash, address},
+                                 {address, slash},
+                                 {address, "Store://bucket//run"},
+                                 {address, "store:///bucket/run"}}) {
     const Error error =
         error_of([&] { PendingCheckpoint(to, CheckpointKind::sharded, std::nullopt, {from}); });
     EXPECT_EQ(error.system_error, EEXIST) << to << ": " << error.what();
@@ -163,6 +170,16 @@ TEST(PendingObjects, AnAddressIsTheSameWithASlashAtItsEnd) {
   EXPECT_EQ(store.objects(), before);
   remove_checkpoint(slash);
   EXPECT_EQ(store.objects(), Objects());
+}
+
+TEST(PendingObjects, FoldersAreTheSameUnderEachNameOfTheirStore) {
+  for (const char* other : {"s3a://b/x/t", "S3://b//x/t/", "s3://b/x/t//"})
+    EXPECT_TRUE(is_same_folder("s3://b/x/t", other)) << other;
+  EXPECT_TRUE(is_same_folder("gcs://b/x", "gs://b/x"));
+  EXPECT_TRUE(is_same_folder("abfss://b/x", "azure://b/x"));
+  EXPECT_TRUE(is_same_folder("memory:///b/x", "memory://b/x"));
+  for (const char* other : {"gs://b/x/t", "s3://b/x", "s3://b/x/T", "s3://b/xt", "s3://bx/t"})
+    EXPECT_FALSE(is_same_folder("s3://b/x/t", other)) << other;
 }
 
 bool is_manifest(const std::string& name) { return name.ends_with(manifest_name); }
@@ -203,6 +220,33 @@ TEST(PendingObjects, WhatASaveThatDiedHasLeftIsUndoneByTheNext) {
   }()) << "what was there before is there";
   const Objects after = saved(store, "fourth");
   EXPECT_EQ(store.objects(), after);
+}
+
+TEST(PendingObjects, WhatADeadSaveHasLeftGoesAndAllThatWasThereIsAsItWas) {
+  const Objects released{{hf_index_name, R"({"weight_map": {"w": "model-00001-of-00001.safetensors"}})"},
+                         {"model-00001-of-00001.safetensors", "weights"},
+                         {"config.json", "{}"},
+                         {"hf_quant_config.json", "{}"},
+                         {"notes.txt", "somebody's"}};
+  for (const std::string was_there : {"nothing", "a save", "a release"}) {
+    Store store;
+    if (was_there == "a save") saved(store, "first");
+    if (was_there == "a release") {
+      for (const auto& [name, bytes] : released) store.upload(name, bytes);
+    }
+    const Objects before = store.objects();
+    for (const std::string torchs : {"second", "third"}) {
+      const auto pending = written(store, torchs, true);
+      store.before_put = [](const std::string& name) {
+        if (is_manifest(name)) throw Killed();
+      };
+      EXPECT_THROW(pending->publish(manifest_name), Killed);
+      store.before_put = nullptr;
+    }
+    EXPECT_EQ(store.objects().at(torch_metadata_name), "third");
+    clean_up_after_dead_save(address);
+    EXPECT_EQ(store.objects(), before) << was_there;
+  }
 }
 
 TEST(PendingObjects, ASaveThatIsGivenUpLeavesNothing) {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from shardwright import _core
 from shardwright.bounded_staging import BoundedStaging
 from shardwright.byte_sizes import bytes_of_size
 from shardwright.dcp.checkpoint_ids import OfAnyPlace
-from shardwright.dcp.save_planner import ExportMeta, share_of
+from shardwright.dcp.save_planner import ExportMeta, is_given_up, share_of
 from shardwright.dcp.sharded_writer import ShardedStorageWriter
 from shardwright.dcp.storage_reader import threads_of
 from shardwright.describe import (
@@ -42,6 +44,7 @@ from shardwright.local_path import (
     bytes_or_none,
     expect_overwrite,
     lasting_place,
+    shown,
 )
 from shardwright.progress import counters_of
 from shardwright.ranks.gone_ranks import rank_among
@@ -62,10 +65,34 @@ class _Share:
     ranks: int = 1
 
 
+#: As torch names shards; another tag follows where the name is taken.
+_NAME_OF_SHARDS = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}.*\.safetensors")
+
+
 class _TorchNamedShards(ShardedStorageWriter):
     """Shards of each rank under the names that torch's HuggingFaceStorageWriter gives them."""
 
     file_numbers: dict[str, int] | None = None
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        if self.overwrite is None and not is_given_up(plans):
+            self._expect_no_training()
+        return super().prepare_global_plan(plans)
+
+    def _expect_no_training(self) -> None:
+        """What a training needs is not all in shards of weights, whose checkpoint is of the same kind."""
+        kind = _core.kind_of(self.path)
+        files = [_core.torch_metadata_name] if kind == "torch" else []
+        if kind == "sharded":
+            with suppress(_core.CheckpointFormatError):  # which the save itself refuses to replace
+                files = [file for file, _ in _core.read_manifest(self.path).files]
+        if not all(map(_NAME_OF_SHARDS.fullmatch, files)):
+            raise FileExistsError(
+                errno.EEXIST,
+                f"{shown(self.path)}: holds a checkpoint of training ({files[0]!r} and others), with more than these "
+                "weights, such as the optimizer; nothing was written. Give another path, or pass overwrite=True to "
+                "replace it and keep all other files",
+            )
 
     def _file_name_on(self, place: Any) -> Callable[[str, int], str]:
         rank, tag = place.rank, place.tag or uuid.uuid4().hex[:12]
@@ -199,9 +226,10 @@ class HuggingFaceStorageWriter(OfAnyPlace, BoundedStaging, TorchHuggingFaceStora
         self._start = 0.0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        super().reset(None if checkpoint_id and is_address(checkpoint_id) else checkpoint_id)
-        if checkpoint_id and is_address(checkpoint_id):
-            self.path = address_of(checkpoint_id)
+        place = os.fspath(lasting_place(checkpoint_id)) if checkpoint_id else None
+        super().reset(None if place and is_address(place) else place)
+        if place:
+            self.path = place
 
     # --- what each rank holds ------------------------------------------------------------------------------------
 
