@@ -171,7 +171,7 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
   }
   for (CheckpointInPlace& found : all)
     std::move(found.with_weights.begin(), found.with_weights.end(), std::back_inserter(found.files));
-  for (CheckpointInPlace& found : all) {
+  for (const CheckpointInPlace& found : all) {
     if (overwrite == false) {
       throw Error(ErrorKind::io, where + ": Checkpoint already exists and overwrite=False; nothing was saved",
                   EEXIST);
@@ -186,6 +186,8 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
         found.kind == kind_ || (kind_ == CheckpointKind::sharded && found.kind == CheckpointKind::torch);
     if (overwrite != true && (!is_alike || !found.is_ours))
       throw Error(ErrorKind::io, where + ": holds " + all_that_is_there(all, kind_) + hint, EEXIST);
+  }
+  for (CheckpointInPlace& found : all) {
     replaces_ = true;
     if (found.is_ours) own_beside_ = found.beside;
     std::move(found.files.begin(), found.files.end(), std::back_inserter(replaced_));
