@@ -301,6 +301,13 @@ void check_all_chunks(const Catalog& catalog) {
   }
 }
 
+/// What it means also from another working directory.
+fs::path lasting(const fs::path& directory) {
+  std::error_code code;
+  const fs::path whole = is_remote(directory) ? fs::path() : fs::absolute(directory, code);
+  return whole.empty() || code ? directory : whole;
+}
+
 }  // namespace
 
 Catalog read_catalog(const fs::path& directory, int threads) {
@@ -311,7 +318,7 @@ Catalog read_catalog(const fs::path& directory, int threads) {
   expect_location(directory);
   const Clock::time_point begin = Clock::now();
   Catalog catalog;
-  catalog.directory = directory;
+  catalog.directory = lasting(directory);
   const std::vector<RemoteObject> listed = list(directory);
   std::vector<std::string> names = safetensors_of(listed);
   const fs::path index_path = directory / hf_index_name;

@@ -311,6 +311,20 @@ def test_an_export_onto_the_checkpoint_that_it_reads_needs_overwrite(tiny: Path,
     assert read(tmp_path) == before
 
 
+def test_a_catalog_means_what_it_meant_when_it_was_read(tiny: Path, tmp_path, monkeypatch):
+    """A trainer that goes to a folder of its run after reading, as Hydra does."""
+    shutil.copytree(tiny, tmp_path / "released")
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    template = sw.read_catalog("released")
+    state_dict = sw.empty_state_dict("released")
+    monkeypatch.chdir("run")
+    sw.export(state_dict, "../new", template=template)
+    assert {"config.json", "tokenizer.json"} <= set(names(tmp_path / "new"))
+    with pytest.raises(FileExistsError, match="this is what the checkpoint is made from"):
+        sw.export(state_dict, "../released", template=template)
+
+
 def test_an_export_without_a_template_keeps_what_an_earlier_one_has_beside_its_weights(tiny: Path, tmp_path):
     (template := tmp_path / "template").mkdir()
     for path in tiny.iterdir():
