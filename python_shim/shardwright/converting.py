@@ -134,8 +134,7 @@ def convert(
     places = [path if is_address(path) else os.path.realpath(path) for path in (writer.path, chunks.path)]
     if places[0] == places[1]:
         raise ValueError(f"{writer.path}: expected another directory than that of the source")
-    if not is_address(source):
-        writer.sources.append(lasting_path(source))
+    writer.sources.append(chunks.path if is_address(source) else lasting_path(source))
     total = SaveReport(threads=writer.thread_count)
     try:
         writer.set_up_storage_writer(True)

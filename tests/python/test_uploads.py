@@ -297,6 +297,20 @@ def test_an_address_is_found_however_it_is_written(place: Place, spelled):
     assert contents(place.folder()) == before
 
 
+@pytest.mark.parametrize("spelled", ["s3a://{}/run", "s3://{}//run", "S3://{}/run/"])
+def test_a_training_is_known_by_each_address_that_a_store_takes_for_its_own(place: Place, spelled: str):
+    """Those who read the same folder must not be told two."""
+    sw.save({"model": weights(), "moment": torch.ones(3)}, place.address())
+    other, before = spelled.format(place.bucket), contents(place.folder())
+    options = {"layout": "huggingface", "key": "model", "overwrite": True}
+    for source, to in ((other, place.address()), (place.address(), other)):
+        with pytest.raises(FileExistsError, match="holds the checkpoint of training that this is made from"):
+            sw.export(source, to, **options)
+        with pytest.raises((FileExistsError, ValueError), match=r"made from|expected another directory"):
+            sw.convert(source, to, format="safetensors")
+    assert contents(place.folder()) == before
+
+
 def test_an_export_with_a_template_and_quantized(place: Place, tmp_path: Path, tiny: Path):
     held = sw.empty_state_dict(tiny, layout="huggingface")
     held = {name: torch.randn(tensor.shape).to(tensor.dtype) for name, tensor in held.items()}

@@ -331,6 +331,24 @@ TEST(PendingCheckpoint, LinksIntoTheDirectoryAreASourceThatWouldBeReplaced) {
   PendingCheckpoint(folder / "there", sharded, std::nullopt, {folder / "other", folder / "absent"});
 }
 
+TEST(PendingCheckpoint, AFolderThatItsSourceListsFilesOfIsASourceThatWouldBeReplaced) {
+  const TemporaryDirectory folder;
+  write_file(folder / "d" / hf_index_name, R"({"weight_map": {"w": "sub/weights"}})");
+  write_sharded(folder / "d/sub", {"weights"});
+  write_sharded(folder / "d/other", {"weights"});
+  const Error error =
+      error_of([&] { PendingCheckpoint(folder / "d/sub", sharded, std::nullopt, {folder / "d"}); });
+  EXPECT_NE(std::string(error.what()).find("this is what the checkpoint is made from"), std::string::npos)
+      << error.what();
+  const Error inside = error_of([&] {
+    PendingCheckpoint(folder / "d", CheckpointKind::huggingface, std::nullopt, {folder / "d/sub"});
+  });
+  EXPECT_NE(std::string(inside.what()).find("this is what the checkpoint is made from"), std::string::npos)
+      << inside.what();
+  PendingCheckpoint(folder / "d/other", sharded, std::nullopt, {folder / "d"});
+  PendingCheckpoint(folder / "new", sharded, std::nullopt, {folder / "d"});
+}
+
 TEST(PendingCheckpoint, NothingReplacesTheTrainingThatItIsMadeFromByAnExport) {
   const TemporaryDirectory folder;
   write_sharded(folder / "there", {"a"});
