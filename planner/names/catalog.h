@@ -81,7 +81,7 @@ struct RowChecksums {
 /// What a checkpoint directory holds. Every field has been checked against the files: sizes equal shape times
 /// dtype, byte ranges lie inside the file and do not overlap.
 struct Catalog {
-  std::filesystem::path directory;    ///< from the root on; or an address, such as s3://bucket/run
+  std::filesystem::path directory;    ///< or an address, such as s3://bucket/run
   std::vector<SourceFile> files;      ///< sorted by name
   std::vector<SourceTensor> tensors;  ///< sorted by name, then by offset
   std::string config;                 ///< text of config.json; empty where there is none

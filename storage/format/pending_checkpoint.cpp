@@ -8,7 +8,6 @@
 #include <chrono>
 #include <cstring>
 #include <iterator>
-#include <set>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -72,23 +71,18 @@ bool is_in(const fs::path& directory, const fs::path& path) {
   return std::mismatch(directory.begin(), directory.end(), path.begin(), path.end()).first == directory.end();
 }
 
-/// The files of these checkpoints of a directory, without links.
-std::set<fs::path> files_of(const std::vector<CheckpointInPlace>& all, const fs::path& directory) {
-  std::set<fs::path> paths;
-  for (const CheckpointInPlace& found : all) {
-    for (const std::string& name : found.files) {
-      std::error_code leads_nowhere;
-      const fs::path path = fs::canonical(directory / name, leads_nowhere);
-      if (!leads_nowhere) paths.insert(path);
-    }
-  }
-  return paths;
+/// Whether one of these checkpoints lists a file of that name.
+bool is_listed(const std::vector<CheckpointInPlace>& all, const std::string& name) {
+  return std::any_of(all.begin(), all.end(), [&](const CheckpointInPlace& found) {
+    return std::find(found.files.begin(), found.files.end(), name) != found.files.end();
+  });
 }
 
 /// Whether what is read from `source` lies in the directory: it is that, or some of what it has by name, and
-/// of what its checkpoint lists in folders below, are links there, or of the `files` that the directory's
-/// checkpoints list.
-bool reads_from(const fs::path& source, const fs::path& directory, const std::set<fs::path>& files) {
+/// of what its checkpoint lists in folders below, are links there, or files that the directory's checkpoints
+/// list.
+bool reads_from(const fs::path& source, const fs::path& directory,
+                const std::vector<CheckpointInPlace>& all) {
   std::error_code code;
   if (fs::equivalent(source, directory, code)) return true;
   const fs::path folder = resolved_path(source);
@@ -100,7 +94,7 @@ bool reads_from(const fs::path& source, const fs::path& directory, const std::se
     std::error_code leads_nowhere;
     const fs::path target = fs::canonical(folder / name, leads_nowhere);
     return !leads_nowhere && is_in(directory, target) && !is_in(target, directory) &&
-           (target != folder / name || files.contains(target));
+           (target != folder / name || is_listed(all, target.lexically_relative(directory).native()));
   });
 }
 
@@ -160,11 +154,10 @@ void PendingCheckpoint::expect_replaceable(std::optional<bool> overwrite,
       "; nothing was written. Give another path, or pass overwrite=True to replace it and keep all other "
       "files";
   std::vector<CheckpointInPlace> all = checkpoints_in(directory_);
-  const std::set<fs::path> files = files_of(all, directory_);
   const auto is_this = [&](const fs::path& source) {
     if (is_remote(source))
       return objects_ != nullptr && is_same_folder(source.native(), objects_->shadow().address());
-    return objects_ == nullptr && reads_from(source, directory_, files);
+    return objects_ == nullptr && reads_from(source, directory_, all);
   };
   const bool replaces_its_source = std::any_of(sources.begin(), sources.end(), is_this);
   // An adapter lies beside a checkpoint of weights and has no name in common with it.

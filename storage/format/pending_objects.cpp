@@ -129,7 +129,7 @@ void bring_back_replaced(ShadowFolder& shadow) {
   for (const RemoteObject& marker : shadow.saving()) {
     const std::unique_ptr<wire::SaveMarker> told = read_marker(shadow.address(), marker);
     if (told == nullptr || is_published(shadow, *told)) continue;
-    for (const auto& [name, previous] : told->previous()) {
+    for (const auto& [name, bytes] : told->previous()) {
       const auto object = shadow.objects().find(name);
       const auto wrote = told->publishes().find(name);
       if (object == shadow.objects().end() || wrote == told->publishes().end() || done.contains(name))

@@ -303,9 +303,10 @@ void check_all_chunks(const Catalog& catalog) {
 
 /// What it means also from another working directory.
 fs::path lasting(const fs::path& directory) {
+  if (is_remote(directory)) return directory;
   std::error_code code;
-  const fs::path whole = is_remote(directory) ? fs::path() : fs::absolute(directory, code);
-  return whole.empty() || code ? directory : whole;
+  const fs::path whole = fs::absolute(directory, code);
+  return code ? directory : whole;
 }
 
 }  // namespace

@@ -226,10 +226,9 @@ class HuggingFaceStorageWriter(OfAnyPlace, BoundedStaging, TorchHuggingFaceStora
         self._start = 0.0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        place = os.fspath(lasting_place(checkpoint_id)) if checkpoint_id else None
-        super().reset(None if place and is_address(place) else place)
-        if place:
-            self.path = place
+        super().reset()
+        if checkpoint_id:
+            self.path = os.fspath(lasting_place(checkpoint_id))
 
     # --- what each rank holds ------------------------------------------------------------------------------------
 
